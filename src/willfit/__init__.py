@@ -1,0 +1,60 @@
+"""Will it fit? Predict what a PyTorch training step needs on a GPU, before it runs, without one."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from willfit.guard import WillfitWarning, guard
+
+if TYPE_CHECKING:
+    from willfit._devices import Device, all_devices, find_device
+    from willfit._errors import JobError, TargetError, TraceError, UsageError, WillfitError, WillNotFit
+    from willfit._footprint import Footprint
+    from willfit._predict import predict
+
+__all__ = [
+    "Device",
+    "Footprint",
+    "JobError",
+    "TargetError",
+    "TraceError",
+    "UsageError",
+    "WillNotFit",
+    "WillfitError",
+    "WillfitWarning",
+    "all_devices",
+    "find_device",
+    "guard",
+    "predict",
+]
+
+# Imported at first use, so that importing willfit costs a few milliseconds and brings in no torch. The guard alone is
+# imported at once: it is light, and its name is that of its module.
+_HOMES = {
+    "Device": "_devices",
+    "Footprint": "_footprint",
+    "JobError": "_errors",
+    "TargetError": "_errors",
+    "TraceError": "_errors",
+    "UsageError": "_errors",
+    "WillNotFit": "_errors",
+    "WillfitError": "_errors",
+    "all_devices": "_devices",
+    "find_device": "_devices",
+    "predict": "_predict",
+}
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'willfit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"willfit.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

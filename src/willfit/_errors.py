@@ -1,0 +1,52 @@
+"""The exceptions that willfit raises.
+
+WillfitError                what the user gave cannot be predicted; says what was wrong, what was found and what to do
+├── UsageError              an argument is wrong: an unknown GPU, "24 G", a negative capacity (also a ValueError)
+│   └── TargetError         a TARGET of the command line that cannot be imported or called
+├── JobError                model, optimizer, batch and step do not belong together, or the step itself raised
+│   └── TraceError          the step could not be followed on fake tensors; names the module and the op
+└── WillNotFit              the prediction: the job does not fit; carries .footprint
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from willfit._footprint import Footprint
+
+
+class WillfitError(Exception):
+    """What the user gave cannot be predicted. The message says what was wrong, what was found and what to do."""
+
+
+class UsageError(WillfitError, ValueError):
+    """An argument is wrong: an unknown GPU, a size without a unit, a negative capacity."""
+
+
+class TargetError(UsageError):
+    """A TARGET such as ``train.py:build`` cannot be imported, or does not return (model, optimizer, batch[, step])."""
+
+
+class JobError(WillfitError):
+    """Model, optimizer, batch and step do not belong together, or the user's step itself raised."""
+
+
+class TraceError(JobError):
+    """The step could not be followed on fake tensors; the message names the module and the op."""
+
+
+class WillNotFit(WillfitError):  # noqa: N818 - the verdict itself is the name
+    """The job does not fit. Raised by the guard before the guarded function's first line.
+
+    Not a RuntimeError and without the words that accelerate's ``find_executable_batch_size`` looks for,
+    so that nothing swallows it and tries again.
+    """
+
+    def __init__(self, message: str, footprint: Footprint) -> None:
+        super().__init__(message)
+        self.footprint = footprint
+        """The prediction behind the refusal: the bill, the peaks and where memory runs out."""
+
+    def __reduce__(self) -> tuple[type[WillNotFit], tuple[str, Footprint]]:
+        return WillNotFit, (self.args[0], self.footprint)
