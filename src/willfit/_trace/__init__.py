@@ -1,0 +1,1 @@
+"""Run a training job on fake tensors and write down every allocation."""
