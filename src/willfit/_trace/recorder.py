@@ -1,0 +1,388 @@
+"""Storages born and freed on the fake GPU, written down as events in order."""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import CodeType
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from willfit._trace.fake import META, FakeCudaTensor, run_on_meta
+from willfit._trace.kernels import Call, Rule, rules
+from willfit._trace.shapes import shortcut
+from willfit._trace.trace import Allocation, JobSummary, Mark, Phase, Role, Trace
+
+_CPU = torch.device("cpu")
+_NOT_THE_USERS = (
+    os.path.dirname(torch.__file__),
+    os.path.dirname(os.path.dirname(__file__)),
+    os.path.dirname(os.__file__),
+)
+
+
+class Recorder(TorchDispatchMode):
+    """Runs operators on fake CUDA tensors without computing, and notes every allocation and free.
+
+    Operators whose tensors are all on the CPU run for real: learning rates, step counts and the like keep their values.
+    """
+
+    # PyTorch's C++ then knows that tensors are fake, and leaves the CUDA driver alone
+    # (torch/csrc/utils/device_lazy_init.cpp)
+    _mode_key = torch._C._TorchDispatchModeKey.FAKE
+    shape_env = None
+    static_shapes = True
+
+    def __init__(self, compute_capability: tuple[int, int], multiprocessors: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.compute_capability = compute_capability
+        self.multiprocessors = multiprocessors
+        self.step = 0
+        self.stream = 0
+        self.assumptions: dict[str, None] = {}
+        self.convolution_workspace = 0
+        self.last_operator = ""
+        self.state: dict[Any, Any] = {}
+        """What a rule keeps for the length of the trace: workspaces already taken, seeds already made."""
+        self._rules: dict[Any, Rule] = rules()
+        self._phase: Phase = "placement"
+        self._events = array("q")
+        self._marks: list[Mark] = [Mark(0, 0, "placement")]
+        self._sizes: list[int] = []
+        self._roles: list[Role] = []
+        self._places: list[tuple[int, Phase, str, Any, tuple[CodeType, int] | None, int]] = []
+        self._live: dict[int, tuple[int, Any]] = {}
+        self._cpu_born: dict[int, Any] = {}
+        self._standins: dict[int, tuple[Any, torch.Tensor]] = {}
+        self._user_grads: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        self._module_names: dict[int, str] = {}
+        self._modules: list[str] = []
+        self._boundaries: tuple[list[int], list[str]] = ([0], [""])
+        self._user_code: dict[CodeType, bool] = {}
+        self._outermost: CodeType | None = None
+        self.after_backward: Callable[[], None] = lambda: None
+        """Called when a backward pass has ended: the gradients are there."""
+
+    # -- operators --------------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not types:
+            device = kwargs.get("device")
+            if device is None or device.type == "cpu":
+                if func is torch.ops.aten._to_copy.default and args[0].device.type != "cpu":
+                    return self.run(func, args, kwargs)
+                return self._run_on_cpu(func, args, kwargs)
+        rule = self._rules.get(func)
+        if rule is None:
+            return self.run(func, args, kwargs)
+        return rule(Call(self, func, args, kwargs))
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], order: Sequence[int] | None = None) -> Any:
+        """Run an operator on meta tensors and record its new outputs, as allocated in this order of them."""
+        self.last_operator = func
+        if kwargs.get("device") is not None:
+            kwargs = {**kwargs, "device": META}
+        args = self._adopt_all(func, args)
+        quick = shortcut(func)
+        out = NotImplemented if quick is None else quick(*args, **kwargs)
+        if out is NotImplemented:
+            try:
+                out = run_on_meta(func, args, kwargs)
+            except NotImplementedError:
+                if func._schema.returns:
+                    raise
+                return None  # it changes its arguments in place and makes no tensor
+        if isinstance(out, torch.Tensor):
+            return out if type(out) is FakeCudaTensor else self._born(out, func)
+        if order is not None:
+            wrapped = {position: self._wrapped(out[position], func) for position in order}
+            return tuple(wrapped[position] for position in range(len(out)))
+        return self._wrapped(out, func)
+
+    def _wrapped(self, out: Any, func: Any) -> Any:
+        if isinstance(out, torch.Tensor):
+            return out if type(out) is FakeCudaTensor else self._born(out, func)
+        if isinstance(out, (tuple, list)):
+            return type(out)(self._wrapped(item, func) for item in out)
+        return out
+
+    def _run_on_cpu(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func._schema.is_mutable and self._changes_the_users(func, args, kwargs):
+            return self.run(func, self._adopt_all(func, args, scalars=True), kwargs)
+        if kwargs.get("pin_memory"):
+            kwargs = {**kwargs, "pin_memory": False}  # needs a GPU, and is no memory of one
+        out = func(*args, **kwargs)
+        given: set[int] | None = None
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided:
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._cpu_born:
+                    if given is None:
+                        inputs = () if func is _FRESH else _dense((args, kwargs))
+                        given = {t.untyped_storage()._cdata for t in inputs}
+                    if storage._cdata not in given:  # else it is a view of the user's
+                        self._cpu_born[storage._cdata] = storage
+        return out
+
+    def _changes_the_users(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        for position, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                value = args[position] if position < len(args) else kwargs.get(argument.name)
+                if any(tensor.untyped_storage()._cdata not in self._cpu_born for tensor in _dense(value)):
+                    return True
+        return False
+
+    def own_cpu_tensor(self, tensor: torch.Tensor) -> None:
+        """A CPU tensor that belongs to the job's copy: it may be changed in place."""
+        storage = tensor.untyped_storage()
+        self._cpu_born[storage._cdata] = storage
+
+    # -- tensors that are not the job's own -------------------------------------------------------------------
+
+    def _adopt_all(self, func: Any, args: tuple[Any, ...], scalars: bool = False) -> tuple[Any, ...]:
+        """The arguments, with tensors from outside of the job replaced by fakes that stand for them on the GPU."""
+        for arg in args:
+            if isinstance(arg, torch.Tensor):
+                if type(arg) is not FakeCudaTensor and (scalars or arg.dim()) and not self._is_host_argument(func, arg):
+                    break
+            elif (
+                isinstance(arg, (list, tuple))
+                and arg
+                and any(isinstance(item, torch.Tensor) and type(item) is not FakeCudaTensor for item in arg)
+                and any(type(item) is FakeCudaTensor or item is None for item in arg)
+            ):
+                break
+        else:
+            return args
+        return tuple(
+            tree_map_only(
+                torch.Tensor,
+                lambda t: (
+                    t
+                    if type(t) is FakeCudaTensor or not (scalars or t.dim()) or self._is_host_argument(func, t)
+                    else self.adopt(t)
+                ),
+                arg,
+            )
+            for arg in args
+        )
+
+    def _is_host_argument(self, func: Any, tensor: torch.Tensor) -> bool:
+        """True where PyTorch takes a CPU tensor beside CUDA ones: copies from the host."""
+        return func in _COPIES_FROM_HOST and tensor.device.type == "cpu"
+
+    def adopt(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A fake that stands for a tensor found outside of the job; it counts as on the GPU as long as that lives."""
+        key = id(tensor)
+        if key not in self._standins:
+            self.assume(
+                "the step uses tensors that belong neither to the model nor to the batch: "
+                "counted as being on the GPU from their first use on"
+            )
+            with torch._C._DisableTorchDispatch():
+                meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
+            fake = self._born(meta, "adopted", role="inputs")
+            self._standins[key] = weakref.ref(tensor, lambda _: self._standins.pop(key, None)), fake
+            if tensor.is_leaf and tensor.requires_grad:
+                self._user_grads.append((tensor, tensor.grad))
+        return self._standins[key][1]
+
+    def restore_gradients(self) -> None:
+        """Give tensors from outside of the job the gradients that they had."""
+        for tensor, grad in self._user_grads:
+            tensor.grad = grad
+
+    # -- allocations ------------------------------------------------------------------------------------------
+
+    def allocate(self, nbytes: int, role: Role = "temporaries", op: Any = None) -> int:
+        """Note an allocation of so many bytes; returns its handle. None is made for 0 bytes, as on CUDA."""
+        handle = len(self._sizes)
+        self._sizes.append(nbytes)
+        self._roles.append(role)
+        self._places.append(
+            (self.step, self._phase, self._module(), op or self.last_operator, self._source(), self.stream)
+        )
+        if nbytes:
+            self._events.append(handle + 1)
+        return handle
+
+    def free(self, handle: int) -> None:
+        """Note that an allocation is given back."""
+        if self._sizes[handle]:
+            self._events.append(-(handle + 1))
+
+    def empty_cache(self) -> None:
+        """Note a call of torch.cuda.empty_cache()."""
+        self._events.append(0)
+
+    def _born(self, meta: torch.Tensor, op: Any, role: Role = "temporaries") -> torch.Tensor:
+        storage = meta.untyped_storage()
+        key = storage._cdata
+        if key not in self._live:
+            handle = self.allocate(storage.nbytes(), role, op)
+            self._live[key] = (handle, weakref.ref(storage, lambda _: self._died(key, handle)))
+        return FakeCudaTensor.wrap(meta)
+
+    def _died(self, key: int, handle: int) -> None:
+        if self._live.pop(key, None) is not None:
+            self.free(handle)
+
+    def place(self, meta: torch.Tensor, role: Role, module: str = "") -> torch.Tensor:
+        """Allocate a tensor of the job on the GPU, and return the fake one."""
+        self._modules.append(module)
+        try:
+            return self._born(meta, "placement", role)
+        finally:
+            self._modules.pop()
+
+    def release_all(self) -> None:
+        """Forget live storages, so that what the trace leaves behind is not noted as frees."""
+        self._live.clear()
+        self._standins.clear()
+
+    # -- roles ------------------------------------------------------------------------------------------------
+
+    def mark_role(self, tensors: Iterable[Any], role: Role) -> None:
+        """What these tensors' storages turned out to be."""
+        for tensor in tensors:
+            if type(tensor) is FakeCudaTensor:
+                entry = self._live.get(tensor.untyped_storage()._cdata)
+                if entry is not None:
+                    self._roles[entry[0]] = role
+
+    def mark_live_temporaries(self, role: Role) -> None:
+        """Everything alive that has no other role gets this one."""
+        roles = self._roles
+        for handle, _ in self._live.values():
+            if roles[handle] == "temporaries":
+                roles[handle] = role
+
+    # -- where the job is -------------------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> Phase:
+        """Where in a step the job is."""
+        return self._phase
+
+    def enter(self, phase: Phase, step: int | None = None) -> None:
+        """The job enters a phase."""
+        if step is not None:
+            self.step = step
+        elif phase == self._phase:
+            return
+        self._phase = phase
+        self._marks.append(Mark(len(self._events), self.step, phase))
+
+    def follow_sources_up_to(self, code: CodeType) -> None:
+        """The function that calls the user's step: lines beyond it have no part in it."""
+        self._outermost = code
+
+    def name_modules(self, names: dict[int, str]) -> None:
+        """Paths of the job's modules, by id."""
+        self._module_names = names
+
+    def enter_module(self, module: torch.nn.Module) -> None:
+        """A module's forward begins."""
+        self._modules.append(self.name_of(module))
+        self._note_boundary()
+
+    def leave_module(self) -> None:
+        """The innermost module's forward ends, by an exception too."""
+        if self._modules:
+            self._modules.pop()
+        self._note_boundary()
+
+    def _note_boundary(self) -> None:
+        numbers, names = self._boundaries
+        numbers.append(torch._C._autograd._get_sequence_nr())
+        names.append(self._modules[-1] if self._modules else "")
+
+    @contextmanager
+    def module_depth_kept(self) -> Iterator[None]:
+        """Drop modules that were entered inside and never left."""
+        depth = len(self._modules)
+        yield
+        del self._modules[depth:]
+
+    def _module(self) -> str:
+        if self._modules:
+            return self._modules[-1]
+        node = torch._C._current_autograd_node() if self._phase == "backward" else None
+        if node is None:
+            return ""
+        numbers, names = self._boundaries
+        number = node._sequence_nr()
+        return names[bisect_right(numbers, number) - 1] if number < numbers[-1] else ""
+
+    def name_of(self, module: torch.nn.Module) -> str:
+        """The module's path in the model, for messages; its class where it has none."""
+        return self._module_names.get(id(module)) or type(module).__name__
+
+    def _source(self) -> tuple[CodeType, int] | None:
+        if self._phase == "placement":
+            return None
+        frame = sys._getframe(2)
+        known = self._user_code
+        while frame is not None:
+            code = frame.f_code
+            if code is self._outermost:
+                return None
+            is_user = known.get(code)
+            if is_user is None:
+                is_user = known[code] = _shows_where(code.co_filename)
+            if is_user:
+                return code, frame.f_lineno
+            frame = frame.f_back  # type: ignore[assignment]
+        return None
+
+    def assume(self, sentence: str) -> None:
+        """Note what was decided or not modelled, once."""
+        self.assumptions[sentence] = None
+
+    def trace(self, steps: int, job: JobSummary) -> Trace:
+        """What was recorded."""
+        allocations = tuple(
+            Allocation(size, role, step, phase, module, str(op), _line(source), stream)
+            for size, role, (step, phase, module, op, source, stream) in zip(
+                self._sizes, self._roles, self._places, strict=True
+            )
+        )
+        return Trace(
+            allocations,
+            array("q", self._events),
+            tuple(self._marks),
+            job,
+            tuple(self.assumptions),
+            self.convolution_workspace,
+            steps,
+        )
+
+
+def _shows_where(filename: str) -> bool:
+    """Whether a line of this file tells users where they are: their own files and those of libraries, not PyTorch's."""
+    is_library = "site-packages" in filename and "site-packages/torch" not in filename
+    return is_library or not filename.startswith(_NOT_THE_USERS)
+
+
+def _line(source: tuple[CodeType, int] | None) -> str:
+    if source is None:
+        return ""
+    code, number = source
+    return f"{'/'.join(code.co_filename.replace(chr(92), '/').rsplit('/', 2)[-2:])}:{number}"
+
+
+def _dense(value: Any) -> Iterator[torch.Tensor]:
+    return (t for t in tree_leaves(value) if isinstance(t, torch.Tensor) and t.layout == torch.strided)
+
+
+_FRESH = torch.ops.aten.lift_fresh.default  # its argument has just been made, as by torch.tensor(0.0)
+_COPIES_FROM_HOST = frozenset((torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default))

@@ -1,0 +1,5 @@
+pytest_plugins = "pytester"
+
+# For doctests pytest would import these, and with them torch.testing's operator database, which freezes the flags of
+# torch.backends for the whole process. The conformance test runs them in a process of their own.
+collect_ignore = ["conformance/samples.py", "conformance/compare.py", "conformance/record.py"]

@@ -1,0 +1,44 @@
+"""What willfit records for matrix products, against PyTorch's own CUDA code."""
+
+import pytest
+import record_products  # noqa: F401 - registers the calls
+import torch
+from traced import of, recorded
+
+from willfit._trace.cuda import gemm
+
+
+@recorded("products")
+def test_records_what_cuda_allocates(row):
+    assert of("products", row) == row[3]
+
+
+@pytest.mark.parametrize(
+    ("capability", "size"),
+    [((7, 5), 8_519_680), ((8, 0), 8_519_680), ((8, 9), 8_519_680), ((9, 0), 33_554_432)],  # measured, torch 2.15
+)
+def test_the_size_of_a_workspace(capability, size, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    assert gemm.workspace_size(capability) == size
+
+
+def test_the_environment_chooses_the_workspace(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    assert gemm.workspace_size((9, 0)) == 16 * 1024 * 8
+    monkeypatch.setenv("CUBLASLT_WORKSPACE_SIZE", "64")
+    assert gemm.lt_workspace_size() == 64 * 1024
+
+
+@pytest.mark.parametrize(
+    ("bias", "inner", "columns", "dtype", "expected"),  # measured with torch 2.15, where the two workspaces differ
+    [
+        ((96,), 128, 96, torch.float32, True),
+        ((1,), 128, 1, torch.float32, False),
+        ((96,), 1, 96, torch.float32, False),
+        ((64, 96), 128, 96, torch.float32, False),
+        ((64, 96), 128, 96, torch.bfloat16, True),
+    ],
+)
+def test_what_goes_to_cublaslt(bias, inner, columns, dtype, expected):
+    a, b = torch.empty(64, inner, dtype=dtype), torch.empty(inner, columns, dtype=dtype)
+    assert gemm._is_for_lt(torch.empty(bias, dtype=dtype), a, b) is expected
