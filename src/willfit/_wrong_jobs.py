@@ -1,0 +1,173 @@
+"""What can be wrong with a training job, in sentences: what was wrong, what was found, what to do."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Container
+from typing import Any
+
+import torch
+from torch import nn
+
+from willfit._errors import JobError, TraceError, UsageError
+from willfit._globals import is_the_users
+from willfit._placement import check_tensor, optimizers_of
+from willfit._trace.recorder import Recorder
+
+_DISPATCH = Recorder.__torch_dispatch__.__code__
+# Where PyTorch's messages turn from what is wrong to tables of its dispatcher and advice for its developers.
+_ENDS_OF_MESSAGES = (
+    " You may have run into this message",
+    " This could be because",
+    " Please see the following",
+    ", but there was no fake impl",
+    "\nException raised from",
+    "\nTo fix this,",
+    " is only available for these backends",
+)
+_LONGEST_MESSAGE = 600
+
+
+def check_step(step: Any, loss: Any, steps: Any) -> None:
+    """Refuse a step or a loss that cannot be called as they will be."""
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise UsageError(f"steps must be a number of optimizer steps, 1 or more: found {steps!r}")
+    if step is not None and loss is not None:
+        raise UsageError("step= and loss= are both given: a step has its own loss; leave out one of them")
+    for name, value, arguments in (("step", step, "model, optimizer, batch"), ("loss", loss, "model, batch")):
+        if value is None:
+            continue
+        if not callable(value) or isinstance(value, torch.Tensor):
+            raise UsageError(f"{name} must be a function {name}({arguments}): found {type(value).__name__}")
+        function = inspect.unwrap(value)
+        if any(ask(function) for ask in _NOT_PLAIN):
+            raise JobError(
+                f"{name} is a generator or coroutine function, so that a call runs nothing of it: "
+                f"pass a plain function {name}({arguments})"
+            )
+        try:
+            inspect.signature(value).bind(*arguments.split(", "))
+        except TypeError as error:
+            raise JobError(
+                f"{name} is called as {name}({arguments}), which {_name(value)}{inspect.signature(value)} "
+                f"does not take: {error}"
+            ) from None
+        except ValueError:
+            continue  # written in C: it does not say what it takes
+
+
+_NOT_PLAIN = (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is no module, and modules that cannot be followed."""
+    if not isinstance(model, nn.Module):
+        found = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise JobError(
+            f"the model is not a torch.nn.Module: found {found}; pass the module itself, as in "
+            "predict(model, optimizer, batch)"
+        )
+    for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+        for name, tensor in named:
+            check_tensor(f"{kind} {name!r}", tensor)
+    for name, module in model.named_modules():
+        what = f"module {name!r}" if name else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise JobError(
+                f"{what} is TorchScript, whose operators cannot be followed: pass the module it was made from"
+            )
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            raise JobError(
+                f"{what} is wrapped in DistributedDataParallel, whose buckets cannot be followed: pass its .module; "
+                "on each GPU the buckets take as much again as the gradients, unless gradient_as_bucket_view=True"
+            )
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
+            raise JobError(
+                f"{what} has sparse gradients (sparse=True), which cannot be predicted: "
+                "build it with sparse=False for an upper bound"
+            )
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Refuse what holds no optimizer."""
+    if optimizer is None or any(True for _ in optimizers_of(optimizer)):
+        return
+    found = f"the class {optimizer.__name__}" if isinstance(optimizer, type) else type(optimizer).__name__
+    raise JobError(
+        f"the optimizer is not a torch.optim.Optimizer: found {found}; pass the optimizer itself, as in "
+        "predict(model, optimizer, batch), or None to predict forward and backward only"
+    )
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def check_optimizer_is_for(optimizer: torch.optim.Optimizer, model: nn.Module, known: Container[int]) -> None:
+    """Refuse an optimizer none of whose parameters are known (by id): of the model, or of modules in the step."""
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    if held and not any(id(p) in known for p in held):
+        raise JobError(
+            f"the optimizer ({type(optimizer).__name__}) holds {len(held)} parameters, none of them of the model "
+            f"({type(model).__name__}): it would train another model; build it from this model's parameters, "
+            "after any change that replaces them"
+        )
+
+
+def check_loss(value: Any, what: str) -> None:
+    """Refuse a loss without a backward pass."""
+    if not isinstance(value, torch.Tensor):
+        raise JobError(f"{what} must be a scalar tensor: found {type(value).__name__}")
+    if value.numel() != 1:
+        raise JobError(
+            f"{what} must be a scalar: found shape {tuple(value.shape)}; "
+            "reduce it (.mean()), or pass loss= or step= if this is not the loss"
+        )
+    if not value.requires_grad:
+        raise JobError(
+            f"{what} needs no gradient: no trainable parameter took part in it; "
+            "check requires_grad, torch.no_grad() and .detach() on the way to the loss"
+        )
+
+
+def raised_by_the_step(error: Exception, recorder: Recorder) -> JobError:
+    """What to raise in place of an exception that came out of the user's step."""
+    in_operator = any(frame.f_code is _DISPATCH for frame, _ in traceback.walk_tb(error.__traceback__))
+    where = _where(recorder, error, in_operator)
+    if in_operator and isinstance(error, NotImplementedError):
+        return TraceError(_cannot_be_followed(recorder, where, error))
+    return JobError(f"the training step raised {type(error).__name__}{where}: {_shortened(error)}")
+
+
+def _where(recorder: Recorder, error: BaseException, in_operator: bool) -> str:
+    """Where an exception came from: " in module 'encoder.0' (train.py:12, aten.mm.default, forward of step 1)"."""
+    source = module = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        own = frame.f_locals.get("self")
+        if isinstance(own, nn.Module):
+            module = recorder.name_of(own)
+        if is_the_users(frame.f_code.co_filename):
+            source = f"{frame.f_code.co_filename.replace(chr(92), '/').rpartition('/')[2]}:{line}"
+    operator = str(recorder.last_operator) if in_operator else ""
+    place = ", ".join(filter(None, (source, operator, f"{recorder.phase} of step {recorder.step}")))
+    return f"{f' in module {module!r}' if module else ''} ({place})"
+
+
+def _cannot_be_followed(recorder: Recorder, where: str, error: BaseException) -> str:
+    operator = str(recorder.last_operator)
+    if "Sparse" in str(error):
+        what = "it makes a sparse tensor, and only dense ones can be predicted"
+    elif operator.partition(".")[0] in ("aten", "prims"):
+        what = f"PyTorch does not say what it returns without running it ({_shortened(error)})"
+    else:
+        what = "it has no fake implementation; give it one with torch.library.register_fake"
+    return f"the training step cannot be followed{where}: {what}"
+
+
+def _shortened(error: BaseException) -> str:
+    """An exception's message without tables of the dispatcher and advice for developers of PyTorch."""
+    text = str(error)
+    for end in _ENDS_OF_MESSAGES:
+        text = text.partition(end)[0]
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}…"

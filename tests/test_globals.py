@@ -1,0 +1,39 @@
+"""What of the user's globals belongs to a job."""
+
+import subprocess
+import sys
+
+import torch
+
+import willfit
+
+head = torch.nn.Linear(3000, 3000)  # never used by Net, which has an attribute of that name
+
+
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(256, 1000, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x).sum()
+
+
+def test_an_attribute_is_no_mention_of_a_global() -> None:
+    net = Net()
+    footprint = willfit.predict(net, torch.optim.SGD(net.parameters(), lr=0.1), {"x": torch.zeros(4, 256)}, on="T4")
+    # 256 x 1000 fp32, rounded up to 512 B
+    assert footprint.bill["parameters"] == -(-256 * 1000 * 4 // 512) * 512
+
+
+def test_the_first_bill_of_a_process_draws_no_random_number() -> None:
+    code = """
+import random, torch, willfit
+net = torch.nn.Linear(2, 2)
+footprint = willfit.predict(net, None, torch.zeros(1, 2), loss=lambda m, x: m(x).sum(), on="T4")
+before = random.getstate()
+str(footprint)
+print(random.getstate() == before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["True"]
