@@ -1,0 +1,95 @@
+"""Predictions against what PyTorch's own allocator did: some quick cases; benchmarks/fidelity.py does all."""
+
+from __future__ import annotations
+
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+QUICK = [
+    "mlp-fp32-sgd",
+    "cnn-fp32",
+    "cnn-amp-fp16-channels-last",
+    "cnn-amp-bf16",
+    "unet-nearest-fp32",
+    "lstm-cells",
+    "graph-fp32",
+    "recommender-bags",
+    "gan-gradient-penalty",
+    "contrastive-amp-fp16-clip",
+    "triplets-cdist-fp32",
+    "mlp-adam-fused-amp-fp16-clip",
+    "matrices-muon",
+    "mlp-rprop",
+    "mlp-ema",
+    "mlp-odd-shapes-amp-fp16",
+    "tiny-where-amp-fp16-checkpoint",
+    "encoder-padding-mask-amp-fp16",
+    "mlp-adagrad-fused",
+    "codes-fp32",
+    "watcher-fp32",
+]
+HUGGING_FACE = [
+    "llama-bf16-keep-output",
+    "qwen2-lora-dropout-amp-bf16",
+    "falcon-bf16",
+    "bloom-amp-fp16",
+    "t5-fp32-adafactor",
+    "beit-amp-bf16",
+    "convnext-amp-fp16",
+    "whisper-amp-fp16",
+    "wav2vec2-ctc-fp32",
+]
+
+
+@pytest.fixture
+def fidelity(monkeypatch: pytest.MonkeyPatch) -> Any:
+    pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    # set again here, so that they are taken back: the module sets them for whoever runs it
+    monkeypatch.setenv("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
+    monkeypatch.setenv("TORCH_CUDNN_V8_API_DISABLED", "1")
+    import fidelity
+
+    if not fidelity.truth_path().exists():
+        pytest.skip(f"nothing was recorded with torch {fidelity.VERSION}")
+    return fidelity
+
+
+def check(fidelity: Any, name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        row = fidelity.predict(name, fidelity.read_truth()[name])
+    assert not row.error
+    assert (row.difference("allocated"), row.difference("reserved")) == (0, 0)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_prediction_is_exact(fidelity: Any, name: str) -> None:
+    check(fidelity, name)
+
+
+@pytest.mark.parametrize("name", HUGGING_FACE)
+def test_prediction_of_hugging_face_models_is_exact(fidelity: Any, name: str) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    page = fidelity.PAGE.read_text()
+    if f"transformers {version('transformers')}" not in page:
+        pytest.skip("recorded with another version of transformers")
+    check(fidelity, name)
+
+
+def test_page_lists_every_case_with_its_recorded_figures(fidelity: Any) -> None:
+    page, truth = fidelity.PAGE.read_text(), fidelity.read_truth()
+    assert set(truth) == set(fidelity.CASES)
+    rows = [line for line in page.splitlines() if line.startswith(tuple(f"| {name} |" for name in truth))]
+    assert len(rows) == len(truth)
+    for name, measured in truth.items():
+        assert measured["gpu"] == fidelity.CASES[name].gpu
+        assert sum(row.startswith(fidelity.table_start(name, measured)) for row in rows) == 1, name
+    assert f"torch {fidelity.VERSION}" in page
