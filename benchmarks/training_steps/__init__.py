@@ -1,0 +1,30 @@
+"""Training steps as users of one NVIDIA GPU write them: a file for each kind, each adding its cases to ``CASES``."""
+
+from training_steps import zoo  # isort: split
+
+from training_steps.case import CASES
+
+ZOO = frozenset(CASES)
+
+from training_steps import attention, decoders, encoders, images, perception, perceptrons, several_networks, tables  # noqa: E402
+
+SEEN = frozenset(CASES)
+
+from training_steps import unseen, unseen_torch  # noqa: E402
+
+__all__ = [
+    "CASES",
+    "SEEN",
+    "ZOO",
+    "attention",
+    "decoders",
+    "encoders",
+    "images",
+    "perception",
+    "perceptrons",
+    "several_networks",
+    "tables",
+    "unseen",
+    "unseen_torch",
+    "zoo",
+]
