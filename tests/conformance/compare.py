@@ -22,18 +22,17 @@ from willfit._trace.runtime import cuda_runtime, nothing_left_behind
 assert willfit._trace.cuda  # its import registers the rules
 
 
-def traced(entry, sample) -> str:
-    device = find_device("A100-80GB")
-    recorder = Recorder(device.compute_capability, device.multiprocessors)
-    with nothing_left_behind(), cuda_runtime(recorder, device):
-        arguments = moved(sample, lambda t: torch.empty_like(t.detach(), device="cuda").requires_grad_(t.requires_grad))
-        for backward in (False, True):
-            recorder.state["cublas", backward, 0] = -1
-        start = len(recorder._events)
-        kept = run(entry, arguments)
-        events = [(event > 0, recorder._sizes[abs(event) - 1]) for event in recorder._events[start:]]
-        recorder.release_all()
-        del kept
+def traced(recorder: Recorder, entry, sample) -> str:
+    recorder.enter("forward")
+    recorder.state.clear()
+    for backward in (False, True):
+        recorder.state["cublas", backward, 0] = -1
+    arguments = moved(sample, lambda t: torch.empty_like(t.detach(), device="cuda").requires_grad_(t.requires_grad))
+    start = len(recorder._events)
+    kept = run(entry, arguments)
+    events = [(event > 0, recorder._sizes[abs(event) - 1]) for event in recorder._events[start:]]
+    recorder.release_all()
+    del kept
     return text(events)
 
 
@@ -55,28 +54,31 @@ def like_the_emulator() -> None:
 def main(path: Path) -> None:
     truth = json.loads(path.read_text())["calls"]
     like_the_emulator()
-    equal = calls = 0
+    calls = [
+        (name, entry, sample, truth[name][key])
+        for name, entry in operators()
+        if name in truth
+        for key, sample in samples(entry)
+        if key in truth[name]
+    ]
+    device = find_device("A100-80GB")
+    recorder = Recorder(device.compute_capability, device.multiprocessors)
+    equal = 0
     differ: dict[str, int | str] = {}
-    for name, entry in operators():
-        if name not in truth:
-            continue
-        for key, sample in samples(entry):
-            expected = truth[name].get(key)
-            if expected is None:
-                continue
-            calls += 1
+    with nothing_left_behind(), cuda_runtime(recorder, device):
+        for name, entry, sample, expected in calls:
             try:
-                found = traced(entry, sample)
+                found = traced(recorder, entry, sample)
             except Exception as error:
                 differ[name] = f"{type(error).__name__}: {error}"[:100]
                 continue
             if found == expected:
                 equal += 1
-            else:
-                difference = peak(found) - peak(expected)
-                if not isinstance(differ.get(name), str) and abs(difference) >= abs(int(differ.get(name, 0))):
-                    differ[name] = difference
-    print(json.dumps({"operators": len(truth), "calls": calls, "equal": equal, "differ": differ}))
+                continue
+            difference = peak(found) - peak(expected)
+            if not isinstance(differ.get(name), str) and abs(difference) >= abs(int(differ.get(name, 0))):
+                differ[name] = difference
+    print(json.dumps({"operators": len(truth), "calls": len(calls), "equal": equal, "differ": differ}))
 
 
 if __name__ == "__main__":
