@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from willfit._errors import JobError, TargetError, TraceError, UsageError, WillfitError, WillNotFit
     from willfit._footprint import Footprint
     from willfit._predict import predict
+    from willfit.hookspecs import hookimpl
 
 __all__ = [
     "Device",
@@ -26,6 +27,7 @@ __all__ = [
     "all_devices",
     "find_device",
     "guard",
+    "hookimpl",
     "predict",
 ]
 
@@ -42,6 +44,7 @@ _HOMES = {
     "WillfitError": "_errors",
     "all_devices": "_devices",
     "find_device": "_devices",
+    "hookimpl": "hookspecs",
     "predict": "_predict",
 }
 

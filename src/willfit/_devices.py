@@ -152,14 +152,18 @@ class Device:
 
 @cache
 def all_devices() -> tuple[Device, ...]:
-    """Every GPU of the catalogue, smallest first.
+    """Every GPU of the catalogue and of plugins, smallest first.
 
     >>> "T4" in [device.name for device in all_devices()]
     True
     """
     from willfit._device_catalogue import CATALOGUE
+    from willfit._plugins import plugins
 
-    return tuple(sorted(CATALOGUE, key=lambda device: (device.total, device.name)))
+    by_name = {device.name: device for device in CATALOGUE}
+    for devices in plugins().hook.willfit_devices():
+        by_name |= {device.name: device for device in devices}
+    return tuple(sorted(by_name.values(), key=lambda device: (device.total, device.name)))
 
 
 def find_device(name: str, among: Iterable[Device] | None = None) -> Device:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from willfit._plugins import plugins
 from willfit._trace.overrides import overload
 
 if TYPE_CHECKING:
@@ -98,8 +99,9 @@ def kernel(*names: str) -> Callable[[Rule], Rule]:
 
 
 def rules() -> dict[Any, Rule]:
-    """Every rule by operator, for those that this version of PyTorch has."""
-    return {op: rule for name, rule in _rules.items() if (op := overload(name)) is not None}
+    """Every rule by operator, for those that this version of PyTorch has, and those of plugins."""
+    named = [_rules, *plugins().hook.willfit_kernel_rules()]
+    return {op: rule for each in named for name, rule in each.items() if (op := overload(name)) is not None}
 
 
 def nbytes(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> int:

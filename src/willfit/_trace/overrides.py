@@ -41,9 +41,11 @@ def override(*names: str) -> Callable[[Override], Override]:
 
 
 def overload(name: str) -> Any:
-    """The aten operator of that name, ``"add.Tensor"``; None where this version of PyTorch has none."""
-    packet, _, variant = name.partition(".")
-    return getattr(getattr(torch.ops.aten, packet, None), variant or "default", None)
+    """The operator of that name, ``"add.Tensor"`` of aten or ``"library::scan"``; None where there is none."""
+    namespace, _, rest = name.rpartition("::")
+    packet, _, variant = rest.partition(".")
+    operators = getattr(torch.ops, namespace or "aten")
+    return getattr(getattr(operators, packet, None), variant or "default", None)
 
 
 def _kernel(op: Any, functions: list[Override]) -> Callable[..., Any]:
