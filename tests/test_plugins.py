@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-HOOKS = '''
+HOOKS = """
 import torch, willfit
 torch.library.define("my_library::scan", "(Tensor x) -> Tensor")
 torch.library.register_fake("my_library::scan", lambda x: torch.empty_like(x))
@@ -28,7 +28,7 @@ def scan(call):
 @willfit.hookimpl
 def willfit_kernel_rules():
     return {"my_library::scan": scan}
-'''
+"""
 
 
 @pytest.fixture
@@ -68,7 +68,8 @@ def step(model, optimizer, batch):
     model(batch).sum().backward()
     optimizer.step()
 model = torch.nn.Linear(8, 1)
-footprint = willfit.predict(model, torch.optim.SGD(model.parameters()), torch.zeros(4 * 2**20 // 8, 8), step, on="A100-80GB")
+job = model, torch.optim.SGD(model.parameters()), torch.zeros(4 * 2**20 // 8, 8), step
+footprint = willfit.predict(*job, on="A100-80GB")
 print(footprint.phases[1].peak_allocated)
 """
     # the batch and the scan's output, 16 MiB each, the temporary of 24 MiB, and weight and bias in a block each
