@@ -93,8 +93,9 @@ def record(names: list[str], python: str, emulator: str, measure: str) -> None:
             command, env=os.environ | {"PYTHON": python}, stdout=subprocess.PIPE, text=True, check=True
         )
         for line in map(json.loads, done.stdout.splitlines()):
-            if "peak_allocated" not in line:
-                sys.exit(f"{line['case']}: {line}")
+            if "peak_allocated" not in line:  # what the emulator lacks, or this version of PyTorch
+                print(f"{line['case']}: NOT RECORDED: {line}", flush=True)
+                continue
             if line["torch"].split("+")[0] != VERSION:
                 sys.exit(f"{python} has torch {line['torch']}, this is {VERSION}")
             line.pop("seconds")
@@ -181,6 +182,8 @@ def main() -> None:
     truth = read_truth()
     rows = []
     for name in names:
+        if name not in truth:
+            continue
         row = predict(name, truth[name])
         rows.append(row)
         print(f"{row.seconds:6.1f} s  {_table_row(row)}", flush=True)

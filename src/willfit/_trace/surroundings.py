@@ -145,9 +145,8 @@ def _is_torchs_own(cache: Any) -> bool:
 
 def _start_without_function_modes(stack: ExitStack) -> None:
     """Drop ``with torch.device(...)`` and the like; a default device that is a GPU stays in force."""
-    default = torch.get_default_device()
     contexts: Any = torch._GLOBAL_DEVICE_CONTEXT
-    before = getattr(contexts, "device_context", None)
+    before = dict(vars(contexts))
     current = _device.CURRENT_DEVICE
     modes = _pop_function_modes()
 
@@ -155,14 +154,15 @@ def _start_without_function_modes(stack: ExitStack) -> None:
         _pop_function_modes()
         for mode in modes:
             torch._C._push_on_torch_function_stack(mode)
-        contexts.device_context = before
+        vars(contexts).clear()
+        vars(contexts).update(before)
         _device.CURRENT_DEVICE = current
 
     stack.callback(put_back)
-    contexts.device_context = None
+    vars(contexts).clear()  # None in it is no default device to torch before 2.13: get_default_device raises
     _device.CURRENT_DEVICE = None
-    if default.type == "cuda":
-        torch.set_default_device(default)
+    if current is not None and current.type == "cuda":
+        torch.set_default_device(current)
 
 
 def _pop_function_modes() -> list[Any]:
