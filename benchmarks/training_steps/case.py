@@ -43,9 +43,11 @@ def case(name: str, **parts: Any) -> None:
 
 def hugging_face(name: str, config: str, dtype: torch.dtype = torch.float32, **options: Any) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
-        import transformers
+        with torch.device("cpu"):  # importing transformers reads values of tensors that it makes
+            import transformers
 
-        model = getattr(transformers, name)(getattr(transformers, config)(**options)).to(dtype)
+            model_class, config_class = getattr(transformers, name), getattr(transformers, config)
+        model = model_class(config_class(**options)).to(dtype)
         model.train()
         return model
 
@@ -63,7 +65,8 @@ def checkpointing(build: Callable[[], nn.Module], reentrant: bool = False) -> Ca
 
 def lora(build: Callable[[], nn.Module], rank: int, targets: Any, **options: Any) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
-        from peft import LoraConfig, get_peft_model
+        with torch.device("cpu"):
+            from peft import LoraConfig, get_peft_model
 
         return get_peft_model(build(), LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, **options))
 

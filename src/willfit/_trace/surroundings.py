@@ -173,6 +173,8 @@ def _pop_function_modes() -> list[Any]:
 
 def _start_without_saved_tensors_hooks(stack: ExitStack) -> None:
     hooks: Any = torch._C._autograd
+    if not hasattr(hooks, "_top_saved_tensors_default_hooks"):
+        return  # torch 2.6 tells nobody which hooks there are: they stay in force
 
     def pop_all() -> list[Any]:
         popped = []
