@@ -4,9 +4,9 @@
     python benchmarks/fidelity.py NAME ...         predict and print these cases alone
     python benchmarks/fidelity.py --record [NAME ...] --python PATH    record the truth, with a CUDA build of PyTorch
 
-The truth is recorded by the functions of measure.py on a GPU, real or emulated. Paths by argument or environment:
---emulator (WILLFIT_EMULATOR; none: a real GPU), --measure (WILLFIT_MEASURE), --python (WILLFIT_CUDA_PYTHON), which has
-to be the CUDA build of the version that this is run with.
+The truth is recorded by record.py on a GPU, real or emulated. Paths by argument or environment: --emulator
+(WILLFIT_EMULATOR; none: a real GPU), --python (WILLFIT_CUDA_PYTHON), which has to be the CUDA build of the version that
+this is run with.
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ def predict(name: str, truth: dict[str, Any]) -> Row:
 # -- recording ---------------------------------------------------------------------------------------------------------
 
 
-def record(names: list[str], python: str, emulator: str, measure: str) -> None:
+def record(names: list[str], python: str, emulator: str) -> None:
     """Measure these cases, a process for each GPU, and put them into the truth file; the others stay."""
     truth = read_truth() if truth_path().exists() else {}
     for gpu in dict.fromkeys(CASES[name].gpu for name in names):
         chosen = [name for name in names if CASES[name].gpu == gpu]
         command = [emulator, gpu] if emulator else [python]
-        command += [str(HERE / "record.py"), measure, str(HERE / "cases.py"), *chosen]
+        command += [str(HERE / "record.py"), *chosen]
         done = subprocess.run(
             command, env=os.environ | {"PYTHON": python}, stdout=subprocess.PIPE, text=True, check=True
         )
@@ -98,7 +98,6 @@ def record(names: list[str], python: str, emulator: str, measure: str) -> None:
                 continue
             if line["torch"].split("+")[0] != VERSION:
                 sys.exit(f"{python} has torch {line['torch']}, this is {VERSION}")
-            line.pop("seconds")
             truth[line["case"]] = {**line, "by": "emulator" if emulator else "GPU"}
             print(f"{line['case']:36} {line['peak_allocated']:>15,} {line['peak_reserved']:>15,}", flush=True)
     truth_path().write_text("".join(json.dumps(truth[name]) + "\n" for name in CASES if name in truth))
@@ -171,13 +170,12 @@ def main() -> None:
     parser.add_argument("--python", default=os.environ.get("WILLFIT_CUDA_PYTHON", sys.executable))
     shared = ROOT.parent / "shared"
     parser.add_argument("--emulator", default=os.environ.get("WILLFIT_EMULATOR", str(shared / "cuda-emulator" / "run")))
-    parser.add_argument("--measure", default=os.environ.get("WILLFIT_MEASURE", str(shared / "zoo" / "measure.py")))
     options = parser.parse_args()
     names = options.names or list(CASES)
     if unknown := set(names) - set(CASES):
         parser.error(f"no such case: {', '.join(sorted(unknown))}")
     if options.record:
-        record(names, options.python, options.emulator, options.measure)
+        record(names, options.python, options.emulator)
         return
     truth = read_truth()
     rows = []

@@ -1,47 +1,94 @@
 """Measure cases with PyTorch's own allocator, on a GPU or under an emulator of one. Started by fidelity.py --record.
 
-    python record.py MEASURE.py CASES.py NAME [NAME ...]
+    python record.py NAME [NAME ...]
 
-prints a JSON line for each case. The functions of MEASURE.py do the measuring, in a new process for each case.
+prints a JSON line for each case, measured in a new process: what is allocated once the job is placed, and after each of
+three steps what is allocated, the peak of that and the peak of reserved memory, all in bytes.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
 import traceback
-from pathlib import Path
+from typing import Any
 
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking whether there is a GPU then leaves CUDA uninitialised
 import torch
 import transformers
+from torch import nn
+
+from cases import CASES
 
 transformers.logging.set_verbosity_error()
 
+STEPS = 3
 
-def main(measure_path: str, cases_path: str, names: list[str]) -> None:
-    specification = importlib.util.spec_from_file_location("measure", measure_path)
-    assert specification is not None
-    assert specification.loader is not None
-    measure = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(measure)
-    cases = measure.cases(Path(cases_path))
+
+class Placer:
+    """Places a model on the GPU as ``model.to("cuda")`` does, children first and what is shared once, without values."""
+
+    def __init__(self) -> None:
+        self._modules: set[nn.Module] = set()
+        self._parameters: dict[nn.Parameter, nn.Parameter] = {}
+
+    def place(self, module: nn.Module) -> None:
+        if module in self._modules:
+            return
+        self._modules.add(module)
+        for child in module.children():
+            self.place(child)
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                if parameter not in self._parameters:
+                    placed = torch.empty_like(parameter, device="cuda")
+                    self._parameters[parameter] = nn.Parameter(placed, requires_grad=parameter.requires_grad)
+                module._parameters[name] = self._parameters[parameter]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer, device="cuda")
+
+
+def measure(name: str) -> dict[str, Any]:
+    case = CASES[name]
+    with torch.device("meta"):
+        model = case.model()
+    Placer().place(model)
+    batch = {key: value.to("cuda") for key, value in case.batch().items()}
+    optimizer = case.optimizer(model)
+    torch.cuda.reset_peak_memory_stats()
+    placed = torch.cuda.memory_allocated()
+    steps = []
+    for _ in range(STEPS):
+        case.step(model, optimizer, batch)
+        peaks = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        steps.append([torch.cuda.memory_allocated(), *peaks])
+    return {
+        "static": placed,
+        "steps": steps,
+        "peak_allocated": steps[-1][1],
+        "peak_reserved": steps[-1][2],
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+    }
+
+
+def main(names: list[str]) -> None:
     for name in names:
         sys.stdout.flush()
         if (child := os.fork()) == 0:
             try:
-                found = measure.measure(cases[name])
+                found = measure(name)
             except torch.OutOfMemoryError as error:
                 found = {"out_of_memory": str(error).split(". GPU")[0]}
             except Exception as error:
                 traceback.print_exc()
                 found = {"error": f"{type(error).__name__}: {error}"}
-            print(json.dumps({"case": name, "gpu": cases[name].gpu, **found}), flush=True)
+            print(json.dumps({"case": name, "gpu": CASES[name].gpu, **found}), flush=True)
             os._exit(0)
         os.waitpid(child, 0)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    main(sys.argv[1:])

@@ -148,6 +148,9 @@ class Placement:
             return tensor
         if isinstance(tensor, nn.Parameter):
             return self._place_parameter(tensor)
+        if tensor.device.type == "meta":
+            # the model is on meta in place of the CPU, and model.to("cuda") moves parameters and buffers alone
+            tensor = torch.zeros(tensor.shape, dtype=tensor.dtype).requires_grad_(tensor.requires_grad)
         if tensor.device.type != "cpu":
             return self._placed(tensor, "inputs").requires_grad_(tensor.requires_grad)
         if tensor.layout == torch.strided and tensor.untyped_storage().nbytes() > MOST_BYTES:

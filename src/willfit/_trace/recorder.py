@@ -75,7 +75,7 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not types:
+        if not types or types == _PLAIN:
             device = kwargs.get("device")
             if device is None or device.type == "cpu":
                 if func is torch.ops.aten._to_copy.default and args[0].device.type != "cpu":
@@ -384,5 +384,6 @@ def _dense(value: Any) -> Iterator[torch.Tensor]:
     return (t for t in tree_leaves(value) if isinstance(t, torch.Tensor) and t.layout == torch.strided)
 
 
+_PLAIN = (torch.Tensor,)  # what some versions of PyTorch say of CPU tensors, where others say nothing
 _FRESH = torch.ops.aten.lift_fresh.default  # its argument has just been made, as by torch.tensor(0.0)
 _COPIES_FROM_HOST = frozenset((torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default))

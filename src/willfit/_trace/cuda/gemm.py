@@ -72,7 +72,8 @@ def mm(call: Call) -> Any:
 def addmm(call: Call) -> Any:
     """A product and a bias, which cuBLASLt adds as it goes where it can."""
     bias, first, second = call.args[:3]
-    return _product(call, _unreadable_matrices(first, second), lt=_is_for_lt(bias, first, second))
+    lt = _is_for_lt(bias, first, second, call.argument("beta"))
+    return _product(call, _unreadable_matrices(first, second), lt=lt)
 
 
 @kernel("bmm")
@@ -135,13 +136,17 @@ def _unreadable_batches(first: torch.Tensor, second: torch.Tensor) -> list[torch
     return copied
 
 
-def _is_for_lt(bias: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> bool:
+def _is_for_lt(bias: torch.Tensor, first: torch.Tensor, second: torch.Tensor, beta: float) -> bool:
     inner, columns = second.shape
     if not bias.is_contiguous() or inner <= 1 or columns <= 1:
         return False
     if bias.dim() == 1:
-        return bias.size(0) == columns
-    return bias.dim() == 2 and first.dtype in (torch.float16, torch.bfloat16)
+        return beta == 1 and bias.size(0) == columns
+    if bias.dim() != 2 or Version("2.11") > _TORCH:
+        return False
+    if bias.size(0) == 1:
+        return beta == 1 and bias.size(1) == columns
+    return first.dtype in (torch.float16, torch.bfloat16)
 
 
 def take_workspace(call: Call, lt: bool = False) -> None:

@@ -1,9 +1,9 @@
-"""group_norm, layer_norm and rms_norm on CUDA: their statistics and the partial sums of backward.
+"""group_norm, layer_norm, rms_norm and weight_norm on CUDA: their statistics and the partial sums of backward.
 
 Source: aten/src/ATen/native/cuda/group_norm_kernel.cu (GroupNormKernelImplInternal and
 GroupNormBackwardKernelImplInternal), aten/src/ATen/native/cuda/layer_norm_kernel.cu (layer_norm_cuda,
 layer_norm_backward_cuda, _fused_rms_norm_cuda and LaunchGammaBetaBackwardCUDAKernel), and rms_norm_symint in
-aten/src/ATen/native/layer_norm.cpp.
+aten/src/ATen/native/layer_norm.cpp; weight_norm_backward_cuda in aten/src/ATen/native/cuda/WeightNorm.cu.
 """
 
 from __future__ import annotations
@@ -160,3 +160,10 @@ def rms_norm_backward(call: Call) -> Any:
     gradient = contiguous(call, gradient)
     _summed_in_parts(call, outputs, _rows(x, shape), math.prod(shape))
     return tuple(outputs)
+
+
+@kernel("_weight_norm_interface_backward")
+def weight_norm_backward(call: Call) -> Any:
+    """The gradients of direction and magnitude. Before torch 2.13 PyTorch does not say their shapes by itself."""
+    _, direction, magnitude = call.args[:3]
+    return empty_like(call, direction, _DENSE), empty_like(call, magnitude, _DENSE)
