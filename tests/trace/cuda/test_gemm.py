@@ -3,6 +3,7 @@
 import pytest
 import record_products  # noqa: F401 - registers the calls
 import torch
+from packaging.version import Version
 from traced import of, recorded
 
 from willfit._trace.cuda import gemm
@@ -30,15 +31,21 @@ def test_the_environment_chooses_the_workspace(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("bias", "inner", "columns", "dtype", "expected"),  # measured with torch 2.15, where the two workspaces differ
+    ("bias", "inner", "columns", "dtype", "beta", "old", "new"),  # measured with torch 2.9 and 2.15
     [
-        ((96,), 128, 96, torch.float32, True),
-        ((1,), 128, 1, torch.float32, False),
-        ((96,), 1, 96, torch.float32, False),
-        ((64, 96), 128, 96, torch.float32, False),
-        ((64, 96), 128, 96, torch.bfloat16, True),
+        ((96,), 128, 96, torch.float32, 1, True, True),
+        ((96,), 128, 96, torch.float32, 0.5, False, False),
+        ((1,), 128, 1, torch.float32, 1, False, False),
+        ((96,), 1, 96, torch.float32, 1, False, False),
+        ((64, 96), 128, 96, torch.float32, 1, False, False),
+        ((64, 96), 128, 96, torch.bfloat16, 1, False, True),
+        ((64, 96), 128, 96, torch.bfloat16, 0.5, False, True),
+        ((1, 96), 128, 96, torch.float32, 1, False, True),
+        ((1, 96), 128, 96, torch.bfloat16, 0.5, False, False),
     ],
 )
-def test_what_goes_to_cublaslt(bias, inner, columns, dtype, expected):
+def test_what_goes_to_cublaslt(bias, inner, columns, dtype, beta, old, new, monkeypatch):
     a, b = torch.empty(64, inner, dtype=dtype), torch.empty(inner, columns, dtype=dtype)
-    assert gemm._is_for_lt(torch.empty(bias, dtype=dtype), a, b) is expected
+    for version, expected in (("2.9", old), ("2.15", new)):
+        monkeypatch.setattr(gemm, "_TORCH", Version(version))
+        assert gemm._is_for_lt(torch.empty(bias, dtype=dtype), a, b, beta) is expected
