@@ -3,11 +3,10 @@
 Source: getCurrentCUDABlasHandle, getChosenWorkspaceSize and getCUDABlasLtWorkspaceSize in
 aten/src/ATen/cuda/CublasHandlePool.cpp; isInputCompliesAddmmCudaLt in aten/src/ATen/native/cuda/Blas.cpp.
 
-Up to torch 2.13 cuBLAS has one workspace for each (handle, stream), a handle for each thread, kept for the life of the
+Up to torch 2.14 cuBLAS has one workspace for each (handle, stream), a handle for each thread, kept for the life of the
 process. Backward runs on autograd's own thread for the device, so a training step takes two. Torch 2.15 takes one at
-each call and gives it back at once; which of the two 2.14 does was not measured. cuBLASLt's own went from one at each
-call (to 2.8) to one that is kept (pull request 156495, to 2.10) to cuBLAS's (pull request 168175); 2.6, 2.13 and 2.15
-were measured.
+each call and gives it back at once. cuBLASLt's own went from one at each call (to 2.8) to one that is kept (pull request
+156495, to 2.10) to cuBLAS's (pull request 168175). Measured: 2.6, 2.9, 2.13, 2.14 and 2.15.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from willfit._trace.kernels import Call, kernel, nbytes
 from willfit._trace.recorder import Recorder
 
 _TORCH = Version(Version(torch.__version__).base_version)
-PER_CALL = Version("2.14") <= _TORCH
+PER_CALL = Version("2.15") <= _TORCH
 
 _DEFAULT = 4096 * 1024 * 2 + 16 * 1024 * 8  # ":4096:2:16:8", in KiB times count
 _SM90 = 4096 * 8 * 1024  # 32 MiB on sm_90, and on sm_100 and newer

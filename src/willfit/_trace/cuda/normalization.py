@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from packaging.version import Version
 
 from willfit._trace.cuda import autocast  # noqa: F401  # autocast's casts come first
 from willfit._trace.cuda.composing import accumulated, contiguous, empty, empty_like, operate, suggested_format
@@ -23,17 +24,30 @@ from willfit._trace.overrides import overload, override
 _DENSE = torch.contiguous_format
 
 
+# Channels last stays what it is from torch 2.15 on; from 2.14 on the input is copied after the outputs are there.
+_TORCH = Version(Version(torch.__version__).base_version)
+_KEEPS_CHANNELS_LAST = Version("2.15") <= _TORCH
+_COPIES_LATE = Version("2.14") <= _TORCH
+
+
+def _group_format(x: torch.Tensor) -> torch.memory_format:
+    return suggested_format(x) if _KEEPS_CHANNELS_LAST else _DENSE
+
+
 @kernel("native_group_norm")
 def group_norm(call: Call) -> Any:
     """Means in fp32 beside those of half precision; then scale and shift of each channel, unless of one element."""
     x, gamma, beta = call.args[:3]
     batch, channels, plane, groups = call.args[3:7]
     accumulator = accumulated(x.dtype).itemsize
-    x = contiguous(call, x)
-    out = empty_like(call, x, _DENSE)
+    memory_format = _group_format(x)
+    if not _COPIES_LATE:
+        x = contiguous(call, x, memory_format)
+    out = empty_like(call, x, memory_format)
     mean, rstd = (empty(call, (batch, groups), x.dtype) for _ in range(2))
+    x = contiguous(call, x, memory_format)
     sizes = [] if accumulator == x.itemsize else [batch * groups * accumulator] * 2
-    if plane != 1 and (gamma is not None or beta is not None):
+    if memory_format != _DENSE or (plane != 1 and (gamma is not None or beta is not None)):
         sizes += [batch * channels * accumulator] * 2
     if out.numel():
         with call.temporary(*sizes):
@@ -46,12 +60,14 @@ def group_norm_backward(call: Call) -> Any:
     """Sums for each channel, ds and db, and the factors c1 to c3 of the input's gradient."""
     gradient, x, _, _, gamma, batch, channels, plane, groups, mask = call.args
     accumulator = accumulated(x.dtype).itemsize
-    x, gradient = contiguous(call, x), contiguous(call, gradient)
-    outputs = _gradients(call, mask, x, gamma, gamma)
+    memory_format = _group_format(x)
+    x, gradient = contiguous(call, x, memory_format), contiguous(call, gradient, memory_format)
+    dx = empty_like(call, x, memory_format) if mask[0] else None
+    outputs = (dx, *_gradients(call, mask[1:], gamma, gamma))
     held = [call.take(batch * channels * accumulator) for _ in range(2)]
     if mask[0]:
         factors = [batch * groups * accumulator] * 2
-        if plane != 1 and gamma is not None:
+        if memory_format == _DENSE and plane != 1 and gamma is not None:
             factors.append(batch * channels * accumulator)
         taken = [call.take(size) for size in factors]
         call.give_back(taken[1], taken[0], *taken[2:])
