@@ -17,9 +17,8 @@ from typing import Any
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking whether there is a GPU then leaves CUDA uninitialised
 import torch
 import transformers
-from torch import nn
-
 from cases import CASES
+from torch import nn
 
 transformers.logging.set_verbosity_error()
 
@@ -27,7 +26,7 @@ STEPS = 3
 
 
 class Placer:
-    """Places a model on the GPU as ``model.to("cuda")`` does, children first and what is shared once, without values."""
+    """Places a model on the GPU as ``model.to("cuda")`` does: children first, what is shared once; without values."""
 
     def __init__(self) -> None:
         self._modules: set[nn.Module] = set()

@@ -5,8 +5,8 @@ aten/src/ATen/cuda/CublasHandlePool.cpp; isInputCompliesAddmmCudaLt in aten/src/
 
 Up to torch 2.14 cuBLAS has one workspace for each (handle, stream), a handle for each thread, kept for the life of the
 process. Backward runs on autograd's own thread for the device, so a training step takes two. Torch 2.15 takes one at
-each call and gives it back at once. cuBLASLt's own went from one at each call (to 2.8) to one that is kept (pull request
-156495, to 2.10) to cuBLAS's (pull request 168175). Measured: 2.6, 2.9, 2.13, 2.14 and 2.15.
+each call and gives it back at once. cuBLASLt's own went from one at each call (to 2.8) to one that is kept (pull
+request 156495, to 2.10) to cuBLAS's (pull request 168175). Measured: 2.6, 2.9, 2.13, 2.14 and 2.15.
 """
 
 from __future__ import annotations
