@@ -70,6 +70,7 @@ class Placement:
         def place(tensor: torch.Tensor) -> torch.Tensor:
             check_tensor("a tensor of the batch", tensor)
             placed.append(self._placed(tensor, "inputs").requires_grad_(tensor.requires_grad))
+            self._recorder.known.give(placed[-1], tensor, of_the_batch=True)
             return placed[-1]
 
         copied = Copier(place).copy(batch)
@@ -95,7 +96,9 @@ class Placement:
         for name, buffer in module._buffers.items():
             if buffer is not None and id(buffer) not in self.copier.memo:
                 check_tensor(f"buffer {name!r}", buffer)
-                self._remember(buffer, self._placed(buffer, "buffers", path))
+                placed = self._remember(buffer, self._placed(buffer, "buffers", path))
+                if not buffer.is_floating_point():  # positions, masks, counters
+                    self._recorder.known.give(placed, buffer)
 
     def _place_parameter(self, parameter: torch.Tensor, module: str = "") -> torch.Tensor:
         copier = self.copier

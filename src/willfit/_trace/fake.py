@@ -23,6 +23,9 @@ class FakeCudaTensor(torch.Tensor):
     in_kernel: ClassVar[bool] = False
     """True while PyTorch computes shapes: its own Python then has to see the meta tensor that this is."""
 
+    _willfit_known: Any = None
+    """Its values, where they are known (known.py)."""
+
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from willfit._trace.fake import META, FakeCudaTensor, run_on_meta
 from willfit._trace.kernels import Call, Rule, rules
+from willfit._trace.known import KnownValues
 from willfit._trace.shapes import shortcut
 from willfit._trace.trace import Allocation, JobSummary, Mark, Phase, Role, Trace
 
@@ -52,6 +53,7 @@ class Recorder(TorchDispatchMode):
         self.last_operator = ""
         self.state: dict[Any, Any] = {}
         """What a rule keeps for the length of the trace: workspaces already taken, seeds already made."""
+        self.known = KnownValues(lambda tensor: type(tensor) is FakeCudaTensor)
         self._rules: dict[Any, Rule] = rules()
         self._phase: Phase = "placement"
         self._events = array("q")
@@ -82,9 +84,9 @@ class Recorder(TorchDispatchMode):
                     return self.run(func, args, kwargs)
                 return self._run_on_cpu(func, args, kwargs)
         rule = self._rules.get(func)
-        if rule is None:
-            return self.run(func, args, kwargs)
-        return rule(Call(self, func, args, kwargs))
+        out = self.run(func, args, kwargs) if rule is None else rule(Call(self, func, args, kwargs))
+        self.known.after(func, args, kwargs, out)
+        return out
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], order: Sequence[int] | None = None) -> Any:
         """Run an operator on meta tensors and record its new outputs, as allocated in this order of them."""

@@ -68,8 +68,8 @@ def as_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def like_the_emulator(patch: Callable[..., None]) -> None:
     """Patch the policy for values, and CUB's occupancy."""
-    patch(values, "number_nonzero", lambda *_: 0)
-    patch(indexing, "number_repeated", lambda *_: 0)
-    patch(counting, "number_unique", lambda *_: 0)
-    patch(counting, "largest_counted", lambda *_: 0)
+    patch(values, "number_nonzero", lambda *_, **__: 0)
+    patch(indexing, "number_repeated", lambda *_, **__: 0)
+    patch(counting, "number_unique", lambda *_, **__: 0)
+    patch(counting, "largest_counted", lambda *_, **__: 0)
     patch(cub, "blocks_per_multiprocessor", lambda *_: 2)

@@ -48,7 +48,7 @@ def unique(call: Call) -> Any:
             pass
         del locations
     values = empty(call, (items,), tensor.dtype)
-    kept = number_unique(call.recorder, items)
+    kept = number_unique(call.recorder, tensor, consecutive=consecutive)
     with call.temporary(8):
         counts = empty(call, (items if with_counts else 0,), torch.int64)
         selecting = cub.unique(
@@ -92,11 +92,11 @@ def _sorted(call: Call, tensor: torch.Tensor, with_order: bool) -> list[torch.Te
 @kernel("unique_dim", "unique_dim_consecutive")
 def unique_dim(call: Call) -> Any:
     """Rows by themselves (cuda/Unique.cu, through thrust): the outputs alone are modelled."""
-    tensor = call.args[0]
-    rows = tensor.size(call.argument("dim"))
-    number_unique(call.recorder, rows)
-    values = contiguous(call, operate(call, "clone", tensor))
-    return values, empty(call, (rows,), torch.int64), empty(call, (rows,), torch.int64)
+    tensor, dim = call.args[0], call.argument("dim")
+    consecutive = call.func is _aten.unique_dim_consecutive.default
+    kept = number_unique(call.recorder, tensor, dim, consecutive)
+    values = contiguous(call, operate(call, "clone", operate(call, "slice.Tensor", tensor, dim, 0, kept)))
+    return values, empty(call, (tensor.size(dim),), torch.int64), empty(call, (kept,), torch.int64)
 
 
 # -- search and count --------------------------------------------------------------------------------------------------
@@ -170,4 +170,4 @@ def bincount(call: Call) -> Any:
     if not tensor.numel():
         return empty(call, (bins,), torch.int64)
     with smallest_and_largest(call, tensor):
-        return empty(call, (max(bins, 1 + largest_counted(call.recorder)),), dtype)
+        return empty(call, (max(bins, 1 + largest_counted(call.recorder, tensor)),), dtype)

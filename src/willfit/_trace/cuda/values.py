@@ -25,6 +25,9 @@ def _note(recorder: Recorder, what: str, answer: Any) -> None:
 def item(call: Call) -> Any:
     """``tensor.item()`` and ``bool(tensor)``."""
     tensor = call.args[0]
+    known = _known(call.recorder, tensor)
+    if known is not None:
+        return known.item()
     answer = _answer(call.recorder, tensor)
     if tensor.dtype == torch.bool:
         return bool(answer)
@@ -33,11 +36,22 @@ def item(call: Call) -> Any:
     return complex(answer) if tensor.is_complex() else answer
 
 
-def _answer(recorder: Recorder, tensor: torch.Tensor) -> int:
+def _known(recorder: Recorder, tensor: torch.Tensor) -> torch.Tensor | None:
+    """The values of a tensor that the step is about to read, where they are known."""
+    known = recorder.known.of(tensor)
+    if known is not None and recorder.known.is_of_the_batch(tensor):
+        recorder.assume("what the step reads of the batch's values, such as masks, is as in the batch that was given")
+    return known if _origin(recorder, tensor) != "found_inf" else None
+
+
+def _origin(recorder: Recorder, tensor: torch.Tensor) -> str | None:
     storage = tensor.untyped_storage()
     born, origin = recorder.state.get((_ORIGIN, storage._cdata), (lambda: None, None))
-    if born() is not storage:  # the address was used again
-        origin = None
+    return origin if born() is storage else None  # else the address was used again
+
+
+def _answer(recorder: Recorder, tensor: torch.Tensor) -> int:
+    origin = _origin(recorder, tensor)
     if origin == "found_inf":
         _note(recorder, "GradScaler's found_inf", "0: no overflow, the optimizer steps")
         return 0
@@ -85,12 +99,12 @@ def equal(call: Call) -> Any:
     first, second = call.args
     if first.shape != second.shape:
         return False
+    answer = True
     if first.numel() and first is not second:
         same = operate(call, "eq.Tensor", first, second)
         alike = operate(call, "all", same)
-        del alike, same
-    _note(call.recorder, "torch.equal()", True)
-    return True
+        answer = bool(operate(call, "_local_scalar_dense", alike))
+    return answer
 
 
 @override("allclose")
@@ -120,26 +134,35 @@ def update_scale(call: Call) -> Any:
     return call.args[0]
 
 
-def number_nonzero(recorder: Recorder, elements: int) -> int:
-    """How many of so many elements are nonzero: all."""
+def number_nonzero(recorder: Recorder, tensor: torch.Tensor) -> int:
+    """How many elements are nonzero: all, where that is not known."""
+    if (known := _known(recorder, tensor)) is not None:
+        return int(known.count_nonzero())
     _note(recorder, "the number of nonzero elements (nonzero, masked_select, indexing by a mask)", "all of them")
-    return elements
+    return tensor.numel()
 
 
 def number_repeated(recorder: Recorder, repeats: torch.Tensor) -> int:
-    """How many elements repeat_interleave makes: one for each that it repeats."""
+    """How many elements repeat_interleave makes: one for each that it repeats, where that is not known."""
+    if (known := _known(recorder, repeats)) is not None:
+        return int(known.sum())
     _note(recorder, "the output size of repeat_interleave()", "one element for each")
     return repeats.numel()
 
 
-def number_unique(recorder: Recorder, elements: int) -> int:
-    """How many of so many elements are unique: all."""
+def number_unique(recorder: Recorder, tensor: torch.Tensor, dim: int | None = None, consecutive: bool = False) -> int:
+    """How many elements, or rows, are unique: all, where that is not known."""
+    if (known := _known(recorder, tensor)) is not None:
+        found = torch.unique_consecutive(known, dim=dim) if consecutive else torch.unique(known, dim=dim)
+        return int(found.size(dim or 0))
     _note(recorder, "the number of unique elements", "all of them")
-    return elements
+    return tensor.numel() if dim is None else tensor.size(dim)
 
 
-def largest_counted(recorder: Recorder) -> int:
-    """The largest number that bincount meets."""
+def largest_counted(recorder: Recorder, tensor: torch.Tensor) -> int:
+    """The largest number that bincount meets: 1, where that is not known."""
+    if (known := _known(recorder, tensor)) is not None:
+        return int(known.max())
     _note(recorder, "the number of bins of bincount()", "what minlength asks for, at least 2")
     return 1
 
@@ -158,7 +181,7 @@ def nonzero_indices(call: Call, tensor: torch.Tensor) -> torch.Tensor:
     with call.temporary(4):
         with call.temporary(cub.reduce(elements, 4, recorder.compute_capability, recorder.multiprocessors)):
             pass
-        out = empty(call, (tensor.dim(), number_nonzero(recorder, elements)), torch.int64)
+        out = empty(call, (tensor.dim(), number_nonzero(recorder, tensor)), torch.int64)
         if tensor.dim():
             with call.temporary(cub.select_flagged(elements, recorder.compute_capability)):
                 pass
@@ -192,6 +215,10 @@ def known_on_cpu(recorder: Recorder, tensor: torch.Tensor, dtype: torch.dtype | 
     dtype = dtype or tensor.dtype
     if not isinstance(tensor, FakeCudaTensor):
         raise AssertionError("only fake tensors have no values")
+    if (known := _known(recorder, tensor)) is not None:
+        out = known.to(dtype, copy=True)
+        recorder.own_cpu_tensor(out)
+        return out
     answer = _answer(recorder, tensor) if tensor.numel() == 1 else 1
     out = torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device="cpu")
     if out.untyped_storage().nbytes() <= _WRITTEN:
