@@ -134,6 +134,22 @@ case(
     batch=CLICKS,
     step=plain,
 )
+case(
+    "recommender-sparse-momentum",
+    gpu="A100-40GB",
+    model=lambda: Recommender(rows=20_000, sparse=True),
+    optimizer=optim("SGD", momentum=0.9),
+    batch=CLICKS,
+    step=plain,
+)
+case(
+    "recommender-sparse-adagrad-bags",
+    gpu="RTX3090",
+    model=lambda: Recommender(rows=30_000, sparse=True, bags=True),
+    optimizer=optim("Adagrad", lr=1e-2),
+    batch=CLICKS,
+    step=step(accumulate=2),
+)
 case("recommender-bags", gpu="RTX4090", model=lambda: Recommender(bags=True), optimizer=adamw, batch=CLICKS, step=plain)
 
 

@@ -82,11 +82,6 @@ def check_model(model: Any) -> None:
                 f"{what} is wrapped in DistributedDataParallel, whose buckets cannot be followed: pass its .module; "
                 "on each GPU the buckets take as much again as the gradients, unless gradient_as_bucket_view=True"
             )
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
-            raise JobError(
-                f"{what} has sparse gradients (sparse=True), which cannot be predicted: "
-                "build it with sparse=False for an upper bound"
-            )
 
 
 def check_optimizer(optimizer: Any) -> None:
@@ -157,7 +152,10 @@ def _where(recorder: Recorder, error: BaseException, in_operator: bool) -> str:
 def _cannot_be_followed(recorder: Recorder, where: str, error: BaseException) -> str:
     operator = str(recorder.last_operator)
     if "Sparse" in str(error):
-        what = "it makes a sparse tensor, and only dense ones can be predicted"
+        what = (
+            "it works on a sparse tensor, of which only the gradients of embeddings are followed, as SGD, SparseAdam "
+            "and Adagrad use them"
+        )
     elif operator.partition(".")[0] in ("aten", "prims"):
         what = f"PyTorch does not say what it returns without running it ({_shortened(error)})"
     else:

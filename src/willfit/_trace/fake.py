@@ -66,6 +66,10 @@ class FakeCudaTensor(torch.Tensor):
     def record_stream(self, stream: Any) -> None:
         """Nothing: reuse across streams waits for events, whose timing cannot be predicted."""
 
+    def new(self, *args: Any, **kwargs: Any) -> Any:
+        """The constructor of old, which does not know a sparse tensor on meta; SparseAdam still calls it."""
+        return torch.sparse_coo_tensor(*args) if self.is_sparse and args else super().new(*args, **kwargs)
+
     def tolist(self) -> Any:
         """Values by the policy for values that are not known."""
         return self.cpu().tolist()
@@ -89,6 +93,14 @@ class FakeCudaTensor(torch.Tensor):
                 copied._is_param = True  # what isinstance(x, nn.Parameter) looks at
             memo[id(self)] = copied
         return memo[id(self)]  # type: ignore[no-any-return]
+
+
+def storages_of(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """The memory that a tensor takes: its storage, or those of the indices and values that a sparse one holds."""
+    if tensor.layout == torch.strided:
+        return (tensor.untyped_storage(),)
+    with torch._C._DisableTorchDispatch():
+        return tensor._indices().untyped_storage(), tensor._values().untyped_storage()
 
 
 def run_on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

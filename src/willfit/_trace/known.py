@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from willfit._trace.fake import OVERRIDES_KEY
+from willfit._trace.fake import OVERRIDES_KEY, storages_of
 from willfit._trace.overrides import overload
 
 # Elements of a tensor, above which its values are not kept: most batches of token ids have fewer; images, and masks of
@@ -25,6 +25,7 @@ _MOST_ELEMENTS = 2**17
 
 _CPU = torch.device("cpu")
 _NAME = "_willfit_known"
+_INDICES = "_willfit_known_indices"
 _FAILED = object()
 
 
@@ -80,6 +81,14 @@ class KnownValues:
             copied = values.detach().to(_CPU, copy=True)
             setattr(tensor, _NAME, _Value(lambda: copied, of_the_batch))
 
+    def put_indices(self, indices: torch.Tensor, sparse: torch.Tensor) -> None:
+        """A sparse tensor was made: what is known of its indices goes along with it."""
+        setattr(sparse, _INDICES, _value(indices))
+
+    def take_indices(self, sparse: torch.Tensor, indices: torch.Tensor) -> None:
+        """The indices of a sparse tensor were asked for."""
+        setattr(indices, _NAME, getattr(sparse, _INDICES, None))
+
     def of(self, tensor: Any) -> torch.Tensor | None:
         """The values of a tensor, on the CPU; None where they are not known."""
         value = _value(tensor)
@@ -122,7 +131,7 @@ class KnownValues:
             alike = [getattr(result, "shape", None) for result in found] == shapes
             return found if alike else [None] * len(shapes)
 
-        sources = {tensor.untyped_storage()._cdata for tensor in given}
+        sources = {storage._cdata for tensor in given for storage in storages_of(tensor)}
         for position, tensor in enumerate(made):
             value = _Value(functools.partial(_item, results, position), of_the_batch)
             setattr(tensor, _NAME, value)
@@ -163,9 +172,10 @@ class KnownValues:
         """Something is written in place: what is to be computed from what was there before is computed first."""
         written = [tensor for tensor in _written(func, args, kwargs) if _value(tensor) is not None]
         for tensor in written:
-            for reader in self._readers.pop(tensor.untyped_storage()._cdata, ()):
-                if (value := reader()) is not None:
-                    value.tensor()
+            for storage in storages_of(tensor):
+                for reader in self._readers.pop(storage._cdata, ()):
+                    if (value := reader()) is not None:
+                        value.tensor()
         if is_known and self._computed(func, *self._standing_for_all(args, kwargs)) is not _FAILED:
             return
         for tensor in written:

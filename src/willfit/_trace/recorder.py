@@ -9,6 +9,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import CodeType
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from willfit._trace.fake import META, FakeCudaTensor, run_on_meta
+from willfit._trace.fake import META, FakeCudaTensor, run_on_meta, storages_of
 from willfit._trace.kernels import Call, Rule, rules
 from willfit._trace.known import KnownValues
 from willfit._trace.shapes import shortcut
@@ -227,14 +228,14 @@ class Recorder(TorchDispatchMode):
         self._events.append(0)
 
     def _born(self, meta: torch.Tensor, op: Any, role: Role = "temporaries") -> torch.Tensor:
-        storage = meta.untyped_storage()
-        key = storage._cdata
-        if key not in self._live:
-            handle = self.allocate(storage.nbytes(), role, op)
-            self._live[key] = (handle, weakref.ref(storage, lambda _: self._died(key, handle)))
+        for storage in storages_of(meta):
+            key = storage._cdata
+            if key not in self._live:
+                handle = self.allocate(storage.nbytes(), role, op)
+                self._live[key] = (handle, weakref.ref(storage, partial(self._died, key, handle)))
         return FakeCudaTensor.wrap(meta)
 
-    def _died(self, key: int, handle: int) -> None:
+    def _died(self, key: int, handle: int, _: Any) -> None:
         if self._live.pop(key, None) is not None:
             self.free(handle)
 
@@ -257,9 +258,9 @@ class Recorder(TorchDispatchMode):
         """What these tensors' storages turned out to be."""
         for tensor in tensors:
             if type(tensor) is FakeCudaTensor:
-                entry = self._live.get(tensor.untyped_storage()._cdata)
-                if entry is not None:
-                    self._roles[entry[0]] = role
+                for storage in storages_of(tensor):
+                    if (entry := self._live.get(storage._cdata)) is not None:
+                        self._roles[entry[0]] = role
 
     def mark_live_temporaries(self, role: Role) -> None:
         """Everything alive that has no other role gets this one."""

@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-from record_kernels import empty, zeros
+from record_kernels import empty
 from traced import traced
-
-from willfit._errors import TraceError
 
 
 def answer(function, *shape, dtype="float32"):
@@ -61,12 +59,3 @@ def test_sizes_that_depend_on_integers(function, shape, noted):
     found, sentences = answer(function, 12, dtype="int64")
     assert found.shape == shape
     assert noted in sentences
-
-
-def test_sparse_gradients_are_refused_with_what_to_do():
-    def prepare():
-        table, where = empty(100, 8, grad=True), zeros(5)
-        return lambda: torch.autograd.grad(torch.nn.functional.embedding(where, table, sparse=True).sum(), table)
-
-    with pytest.raises(TraceError, match="sparse=False"):
-        traced(prepare, [8, 0, 108])

@@ -13,7 +13,7 @@ from record_attention import events
 from record_kernels import CALLS
 
 from willfit._devices import Device
-from willfit._trace.cuda import counting, cub, indexing, values
+from willfit._trace.cuda import counting, cub, indexing, sparse, values
 from willfit._trace.recorder import Recorder
 from willfit._trace.runtime import cuda_runtime, nothing_left_behind
 
@@ -71,5 +71,6 @@ def like_the_emulator(patch: Callable[..., None]) -> None:
     patch(values, "number_nonzero", lambda *_, **__: 0)
     patch(indexing, "number_repeated", lambda *_, **__: 0)
     patch(counting, "number_unique", lambda *_, **__: 0)
+    patch(sparse, "number_unique", lambda *_, **__: 0)
     patch(counting, "largest_counted", lambda *_, **__: 0)
     patch(cub, "blocks_per_multiprocessor", lambda *_: 2)

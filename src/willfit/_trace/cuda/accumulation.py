@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from willfit._trace.cuda import sparse
 from willfit._trace.fake import META, FakeCudaTensor, run_on_meta
 from willfit._trace.kernels import Call, calling_frame, kernel
 
@@ -22,6 +23,8 @@ _FORMULAS_THAT_ADD = ("VarMeanBackward", "StdMeanBackward", "LogcumsumexpBackwar
 @kernel("add.Tensor")
 def add(call: Call) -> Any:
     """The engine's own addition of two gradients becomes one in place; any other is as it stands."""
+    if any(map(sparse.is_sparse, call.args[:2])):
+        return sparse.add(call)
     if (
         len(call.args) == 2
         and not call.kwargs

@@ -117,6 +117,12 @@ def segmented_sort(items: int, key: int, value: int) -> int:
     return aliased([items * key, items * value])
 
 
+def merge_sort(items: int, key: int, value: int) -> int:
+    """DeviceMergeSort, which thrust takes where the order is the caller's own: the middles of tiles, and a copy."""
+    tile = 256 * max(1, min(17, 17 * 4 // key))  # the default policy since sm_60
+    return aliased([(ceil_div(items, tile) + 1) * 4, items * key, items * value])
+
+
 # -- scans and selections ----------------------------------------------------------------------------------------------
 
 
@@ -163,11 +169,16 @@ def run_length_encode(items: int) -> int:
     return aliased([(ceil_div(items, 128 * 6) + 32) * 16, 0])
 
 
-def unique_by_key(items: int, key: int, value: int, compute_capability: tuple[int, int]) -> int:
-    """DeviceSelect::UniqueByKey over 64-bit offsets."""
+def unique_by_key(items: int, key: int, value: int, compute_capability: tuple[int, int], offset: int = 8) -> int:
+    """DeviceSelect::UniqueByKey, over 64-bit offsets unless said otherwise."""
     default = (64, max(1, min(11 * 4 // key, 11)))
     threads, each = _UNIQUE_BY_KEY.get(_architecture(compute_capability), {}).get((key, value), default)
-    return aliased([_tile_states(items, threads * each, 8), 0])
+    return aliased([_tile_states(items, threads * each, offset), 0])
+
+
+def thrust_unique_by_key(items: int, key: int, value: int, compute_capability: tuple[int, int]) -> int:
+    """thrust::unique_by_key: CUB's over 32-bit offsets, beside the count that it finds."""
+    return aliased([unique_by_key(items, key, value, compute_capability, offset=4), 8])
 
 
 _FLAGGED_INDICES = {80: (384, 6), 90: (384, 11), 100: (384, 11)}

@@ -141,7 +141,8 @@ def embedding_bag(call: Call) -> Any:
 def embedding_bag_backward(call: Call) -> Any:
     """To the dense gradient or to the sparse one."""
     if call.argument("sparse"):
-        return operate(call, "_embedding_bag_sparse_backward")
+        without = [*call.args[:5], *call.args[6:9], *call.args[10:]]  # maximum_indices and sparse
+        return operate(call, "_embedding_bag_sparse_backward", *without)
     return _dense_backward(call)
 
 
