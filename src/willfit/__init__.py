@@ -8,43 +8,56 @@ from typing import TYPE_CHECKING, Any
 from willfit.guard import WillfitWarning, guard
 
 if TYPE_CHECKING:
+    from willfit._advice import Advice
+    from willfit._advise import advise
     from willfit._devices import Device, all_devices, find_device
     from willfit._errors import JobError, TargetError, TraceError, UsageError, WillfitError, WillNotFit
     from willfit._footprint import Footprint
+    from willfit._largest import Largest, largest_batch, largest_sequence
     from willfit._predict import predict
     from willfit.hookspecs import hookimpl
 
 __all__ = [
+    "Advice",
     "Device",
     "Footprint",
     "JobError",
+    "Largest",
     "TargetError",
     "TraceError",
     "UsageError",
     "WillNotFit",
     "WillfitError",
     "WillfitWarning",
+    "advise",
     "all_devices",
     "find_device",
     "guard",
     "hookimpl",
+    "largest_batch",
+    "largest_sequence",
     "predict",
 ]
 
 # Imported at first use, so that importing willfit costs a few milliseconds and brings in no torch. The guard alone is
 # imported at once: it is light, and its name is that of its module.
 _HOMES = {
+    "Advice": "_advice",
     "Device": "_devices",
     "Footprint": "_footprint",
     "JobError": "_errors",
+    "Largest": "_largest",
     "TargetError": "_errors",
     "TraceError": "_errors",
     "UsageError": "_errors",
     "WillNotFit": "_errors",
     "WillfitError": "_errors",
+    "advise": "_advise",
     "all_devices": "_devices",
     "find_device": "_devices",
     "hookimpl": "hookspecs",
+    "largest_batch": "_largest",
+    "largest_sequence": "_largest",
     "predict": "_predict",
 }
 

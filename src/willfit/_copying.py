@@ -184,7 +184,8 @@ class Copier:
     def _function(self, function: types.FunctionType) -> Any:
         eager = getattr(function, "_torchdynamo_orig_callable", None)
         if eager is not None:
-            self._note_compiled()
+            if not getattr(function, "_torchdynamo_disable", False):  # else one that is never to be compiled
+                self._note_compiled()
             return self._remember(function, self.copy(eager))
         if not _holds_state(function):
             return self._remember(function, function)

@@ -16,6 +16,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from willfit._devices import Device
+    from willfit._remedies.remedy import Remedy
     from willfit._trace.kernels import Call
 
 hookspec = pluggy.HookspecMarker("willfit")
@@ -25,6 +26,11 @@ hookimpl = pluggy.HookimplMarker("willfit")
 @hookspec
 def willfit_devices() -> Iterable[Device]:  # type: ignore[empty-body]
     """GPUs to know by name; one that the catalogue has by the same name is replaced."""
+
+
+@hookspec
+def willfit_remedies() -> Mapping[str, Remedy]:  # type: ignore[empty-body]
+    """What may make a job fit that does not: functions that propose changes, by the name of the remedy."""
 
 
 @hookspec

@@ -75,6 +75,10 @@ class Paper:
 
         self._console.print(Padding(self._text(parts), (0, 0, 0, indent)), overflow="fold")
 
+    def verbatim(self, line: str) -> None:
+        """A line as it is, of a program: longer than the paper is wide if need be."""
+        self._console.print(self._text((line,)), overflow="ignore", no_wrap=True, crop=False)
+
     def item(self, sentence: str) -> None:
         """A sentence of a bullet list."""
         from rich.table import Table

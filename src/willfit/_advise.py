@@ -1,0 +1,317 @@
+"""``willfit.advise``: each remedy changes a copy of the job, and the changed job goes the way of any other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from willfit._advice import Advice, Option, shares
+from willfit._allocator_settings import AllocatorSettings
+from willfit._changing import Job, copied, quiet
+from willfit._devices import Device, all_devices, resolve_device
+from willfit._errors import UsageError, WillfitError
+from willfit._footprint import Footprint, footprint_of
+from willfit._job import trace_job
+from willfit._parallel import each_of
+from willfit._remedies import remedies
+from willfit._remedies.applying import applied, code_of
+from willfit._remedies.remedy import DISRUPTIONS, Change, NotApplicable, Situation
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from willfit._job import Loss, Step
+
+_SEARCH_STEPS = 2  # the first creates the optimizer's state, the second is the steady state; what is shown has them all
+_MOST_PAIRS = 6
+
+_Set = tuple[Change, ...]
+
+
+def advise(
+    model: nn.Module,
+    optimizer: Any,
+    batch: Any,
+    step: Step | None = None,
+    *,
+    loss: Loss | None = None,
+    on: str | int | Device | torch.device | None = None,
+    capacity: str | int | None = None,
+    steps: int = 3,
+    combine: bool = True,
+    progress: Callable[[str], None] = lambda words: None,
+) -> Advice:
+    """Say what would make a job fit a GPU: every remedy is applied to a copy of the job, and that is predicted.
+
+    Takes what `willfit.predict` takes, and changes nothing of it.
+
+    Args:
+        model: as for `willfit.predict`.
+        optimizer: likewise.
+        batch: likewise.
+        step: likewise; of a step of one's own, remedies that rewrite it can only say what to do.
+        loss: likewise.
+        on: likewise; the GPU to fit.
+        capacity: likewise.
+        steps: likewise.
+        combine: put several changes together where one alone does not do.
+        progress: is told what is being tried.
+
+    Raises:
+        UsageError: no GPU is named and none is here.
+        JobError: the job as it is cannot be predicted.
+
+    Example:
+        >>> import torch, willfit
+        >>> model = torch.nn.Sequential(*[torch.nn.Linear(1024, 1024) for _ in range(8)])
+        >>> job = model, torch.optim.AdamW(model.parameters()), torch.zeros(8, 1024)
+        >>> toy = willfit.Device(name="toy", total=160 * 2**20, context=0)
+        >>> advice = willfit.advise(*job, loss=lambda model, batch: model(batch).sum(), on=toy)
+        >>> advice.footprint.verdict, advice.options[0].verdict, advice.options[0].disruption
+        ('does not fit', 'fits', 'same results')
+        >>> advice.options[0].titles
+        ('fused AdamW',)
+    """
+    device = resolve_device(on, capacity)
+    if device is None:
+        raise UsageError('advice is for a GPU, and none is here: name one as in advise(..., on="T4")')
+    job = Job(model, optimizer, batch, step, loss)
+    trials = _Trials(job, device, steps)
+    progress(f"following the job as it is on {device.name}")
+    before = trials.footprint((), steps)
+    proposed, not_applicable = _proposals(job, before, device)
+    return _Search(trials, before, proposed, not_applicable, progress).advice(combine)
+
+
+# -- what remedies propose ---------------------------------------------------------------------------------------------
+
+
+def _proposals(job: Job, footprint: Footprint, device: Device) -> tuple[dict[str, list[Change]], list[tuple[str, str]]]:
+    proposed: dict[str, list[Change]] = {}
+    reasons: list[tuple[str, str]] = []
+    with quiet(), copied(job) as copy:
+        situation = Situation(copy, footprint, device)
+        for name, remedy in remedies().items():
+            try:
+                proposed[name] = list(remedy(situation))
+            except NotApplicable as reason:
+                reasons.append((name, str(reason)))
+            except ImportError as error:
+                reasons.append((name, f"{error.name or 'a package'} is not installed"))
+            except Exception as error:  # one remedy that fails must not hide the others
+                reasons.append((name, f"{type(error).__name__}: {error}"))
+    return proposed, reasons
+
+
+# -- what becomes of the job -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Trials:
+    """Predicts changed copies of a job."""
+
+    job: Job
+    device: Device
+    steps: int
+
+    def footprint(self, changes: Sequence[Change], steps: int) -> Footprint:
+        """The prediction of the job with these changes."""
+        environment = {name: value for change in changes for name, value in change.environment.items()}
+        with patch.dict(os.environ, environment), quiet(), copied(self.job) as copy:
+            settings = AllocatorSettings.from_environment()
+            changed = applied(copy, changes)
+            parts = changed.model, changed.optimizer, changed.batch, changed.step
+            trace = trace_job(*parts, loss=changed.loss, device=self.device, steps=steps)
+        return footprint_of(trace, self.device, settings)
+
+    def attempt(self, changes: Sequence[Change], steps: int) -> Footprint | str:
+        """The prediction, or why there is none."""
+        try:
+            return self.footprint(changes, steps)
+        except NotApplicable as reason:
+            return str(reason)
+        except WillfitError as error:
+            return str(error).split("\n")[0]
+        except ImportError as error:
+            return f"{error.name or 'a package'} is not installed"
+        except Exception as error:
+            return f"{type(error).__name__}: {error}".split("\n")[0]
+
+
+class _Search:
+    """Tries changes one by one, then together."""
+
+    def __init__(
+        self,
+        trials: _Trials,
+        before: Footprint,
+        proposed: dict[str, list[Change]],
+        not_applicable: list[tuple[str, str]],
+        progress: Callable[[str], None],
+    ) -> None:
+        self._trials, self._before, self._progress = trials, before, progress
+        self._kind_of = {id(c): c.kind or name for name, changes in proposed.items() for c in changes}
+        self._changes = [change for changes in proposed.values() for change in changes]
+        self._reasons = list(not_applicable)
+        self._known: dict[frozenset[int], Footprint | str] = {}
+
+    def advice(self, combine: bool) -> Advice:
+        self._try([(change,) for change in self._changes])
+        helpful = [change for change in self._changes if self._saved((change,)) > 0]
+        fitting: list[_Set] = [(change,) for change in helpful if self._fits((change,))]
+        if combine and self._before.verdict == "does not fit":
+            fitting += self._combinations(helpful, fitting)
+        chosen = self._ranked(fitting)
+        self._finish(chosen)
+        partial = [change for change in helpful if not self._fits((change,))]
+        partial.sort(key=lambda change: -self._saved((change,)))
+        device = self._trials.device
+        return Advice(
+            footprint=self._before,
+            device=device,
+            options=tuple(self._option(changes) for changes in chosen if self._fits(changes)),
+            partial=tuple(self._option((change,)) for change in partial),
+            unhelpful=tuple(
+                change.title
+                for change in self._changes
+                if isinstance(self._known[_key((change,))], Footprint) and self._saved((change,)) <= 0
+            ),
+            not_applicable=tuple(self._reasons + self._failures()),
+            cards=self._cards(),
+            shares=shares(self._before, device),
+        )
+
+    # -- trying --------------------------------------------------------------------------------------------------
+
+    def _try(self, sets: Iterable[Sequence[Change]], steps: int = _SEARCH_STEPS) -> None:
+        new = [changes for changes in sets if _key(changes) not in self._known]
+        titles = [" + ".join(change.title for change in changes) for changes in new]
+        for name in {name for changes in new for change in changes for name in change.packages}:
+            with suppress(Exception):  # once for all processes; what is wrong with it is said of each change
+                import_module(name)
+        found = each_of(
+            [partial(self._trials.attempt, changes, min(steps, self._trials.steps)) for changes in new],
+            lambda number: self._progress(f"trying {titles[number]}"),
+        )
+        self._known.update(zip(map(_key, new), found, strict=True))
+
+    def _footprint(self, changes: Sequence[Change]) -> Footprint | None:
+        found = self._known[_key(changes)]
+        return found if isinstance(found, Footprint) else None
+
+    def _saved(self, changes: Sequence[Change]) -> int:
+        after = self._footprint(changes)
+        return 0 if after is None else self._before.peak_reserved - after.peak_reserved
+
+    def _fits(self, changes: Sequence[Change]) -> bool:
+        after = self._footprint(changes)
+        return after is not None and after.verdict != "does not fit"
+
+    # -- together ------------------------------------------------------------------------------------------------
+
+    def _combinations(self, helpful: list[Change], fitting: list[_Set]) -> list[_Set]:
+        found: list[_Set] = []
+        for level in DISRUPTIONS:
+            if any(_disruption(changes) == level for changes in fitting):
+                break  # a single change of this level does already
+            best = self._best_of_each(helpful, level)
+            if len(best) < 2:
+                continue
+            self._try([best])
+            if self._fits(best):
+                found.append(self._shrunk(best))
+                break
+        if not fitting:
+            found += self._pairs(helpful)
+        return found
+
+    def _best_of_each(self, helpful: list[Change], level: str) -> _Set:
+        """Of each kind, the change up to this level that saves most."""
+        best: dict[str, Change] = {}
+        for change in helpful:
+            if DISRUPTIONS.index(change.disruption) <= DISRUPTIONS.index(level):
+                kind = self._kind_of[id(change)]
+                if kind not in best or self._saved((change,)) > self._saved((best[kind],)):
+                    best[kind] = change
+        return tuple(best.values())
+
+    def _shrunk(self, changes: _Set) -> _Set:
+        """Without those that it fits without, the most disruptive left out first."""
+        order = sorted(changes, key=lambda c: (-DISRUPTIONS.index(c.disruption), self._saved((c,))))
+        for change in order:
+            fewer = tuple(each for each in changes if each is not change)
+            if len(fewer) > 1:
+                self._try([fewer])
+                if self._fits(fewer):
+                    changes = fewer
+        return changes
+
+    def _pairs(self, helpful: list[Change]) -> list[_Set]:
+        """The pairs that promise most, tried until there is no more room to try."""
+        pairs = [pair for pair in combinations(helpful, 2) if self._kind_of[id(pair[0])] != self._kind_of[id(pair[1])]]
+        pairs.sort(key=lambda pair: -sum(self._saved((change,)) for change in pair))
+        self._try(pairs[:_MOST_PAIRS])
+        return [pair for pair in pairs[:_MOST_PAIRS] if self._fits(pair)]
+
+    def _ranked(self, fitting: list[_Set]) -> list[_Set]:
+        """The least disruptive first, then the shortest, then the rest; among equals as the remedies proposed them."""
+        order = {id(change): number for number, change in enumerate(self._changes)}
+
+        def gentleness(changes: _Set) -> tuple[int, int, list[int]]:
+            disruption = DISRUPTIONS.index(_disruption(changes))
+            return disruption, len(changes), sorted(order[id(change)] for change in changes)
+
+        found = sorted(fitting, key=gentleness)
+        shortest = min(found, key=lambda changes: (len(changes), gentleness(changes)), default=())
+        return list({_key(changes): changes for changes in (*found[:1], shortest, *found) if changes}.values())
+
+    # -- the answer ----------------------------------------------------------------------------------------------
+
+    def _finish(self, chosen: list[_Set]) -> None:
+        """Follow what is shown through as many steps as were asked for."""
+        if self._trials.steps > _SEARCH_STEPS:
+            for changes in chosen:
+                del self._known[_key(changes)]
+            self._try(chosen, self._trials.steps)
+
+    def _option(self, changes: Sequence[Change]) -> Option:
+        footprint = self._footprint(changes)
+        assert footprint is not None
+        packages = tuple(dict.fromkeys(name for change in changes for name in change.packages))
+        return Option(
+            titles=tuple(change.title for change in changes),
+            disruption=_disruption(changes),  # type: ignore[arg-type]
+            costs=tuple(change.cost for change in changes),
+            code=code_of(self._trials.job, changes),
+            packages=packages,
+            missing=tuple(name for change in changes for name in change.missing),
+            environment={name: value for change in changes for name, value in change.environment.items()},
+            footprint=footprint,
+            saved=self._saved(changes),
+        )
+
+    def _failures(self) -> list[tuple[str, str]]:
+        return [
+            (change.title, found) for change in self._changes if isinstance(found := self._known[_key((change,))], str)
+        ]
+
+    def _cards(self) -> tuple[str, ...]:
+        """GPUs of the catalogue that the job fits, taking it that their kernels need what those of this one do."""
+        larger = [each for each in all_devices() if each.capacity > self._trials.device.capacity]
+        return tuple(each.name for each in larger if self._before.on(each).verdict == "fits")
+
+
+def _key(changes: Iterable[Change]) -> frozenset[int]:
+    return frozenset(map(id, changes))
+
+
+def _disruption(changes: Iterable[Change]) -> str:
+    return max((change.disruption for change in changes), key=DISRUPTIONS.index)

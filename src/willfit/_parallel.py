@@ -1,0 +1,62 @@
+"""Several predictions at once, in processes of their own where that is safe."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_work: list[Callable[[], Any]] = []
+
+
+def each_of(
+    work: Sequence[Callable[[], T]], begin: Callable[[int], None] = lambda number: None, processes: int | None = None
+) -> list[T]:
+    """What each of these functions returns, in their order; ``begin`` is told of each when its turn comes.
+
+    They run in forks of this process, as many at a time as there are processors, so that they need not be pickled, only
+    what they return. Where a fork is not safe (not Linux, other threads, CUDA in use) they run here, one by one.
+
+    >>> each_of([lambda: 1, lambda: 2])
+    [1, 2]
+    """
+    count = min(len(work), processes or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    if count < 2 or not _may_fork():
+        found = []
+        for number, function in enumerate(work):
+            begin(number)
+            found.append(function())
+        return found
+    _work[:] = work
+    try:
+        with ProcessPoolExecutor(count, multiprocessing.get_context("fork"), _begin) as pool:
+            futures = [pool.submit(_run, number) for number in range(len(work))]
+            found = []
+            for number, future in enumerate(futures):
+                begin(number)
+                found.append(future.result())
+            return found
+    finally:
+        _work.clear()
+
+
+def _begin() -> None:
+    """In a new process: OpenMP's threads did not come along, and PyTorch would wait for them."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
+def _run(number: int) -> Any:
+    return _work[number]()
+
+
+def _may_fork() -> bool:
+    torch = sys.modules.get("torch")
+    uses_cuda = torch is not None and torch.cuda.is_initialized()
+    return sys.platform == "linux" and threading.active_count() == 1 and not uses_cuda

@@ -1,0 +1,61 @@
+"""Activation checkpointing: what a block computes is dropped in forward, and computed again in backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from willfit._remedies.remedy import Change, NotApplicable, Situation
+
+_COST = "computes the forward pass of {} a second time in backward: about {} % more time for each step"
+
+
+def checkpointing(situation: Situation) -> Iterator[Change]:
+    """By the model's own switch where it has one, else around its repeated blocks; every second of them, or all."""
+    model: Any = situation.job.model
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise NotApplicable("it is on already")
+    if getattr(model, "supports_gradient_checkpointing", False):
+        every, second = _BY_SWITCH + "\n", _BY_SWITCH + _SWITCHED_BACK
+    else:
+        path = repeated_blocks(model)
+        every, second = (_AROUND_BLOCKS.format(blocks=f"model.{path}{part}") for part in ("", "[::2]"))
+    yield _change("activation checkpointing of every second block", "every second block", 15, second)
+    yield _change("activation checkpointing", "all blocks", 30, every)
+
+
+def _change(title: str, what: str, percent: int, code: str) -> Change:
+    # A forward pass is a third of the work of a step, as backward takes two products of matrices for one in forward.
+    return Change(title=title, disruption="slower", cost=_COST.format(what, percent), code=code, order=50)
+
+
+def repeated_blocks(model: nn.Module) -> str:
+    """The path of the list whose blocks are alike and hold most of the parameters.
+
+    Raises `NotApplicable` where no two blocks follow each other.
+    """
+    found: dict[str, int] = {}
+    for name, module in model.named_modules():
+        blocks = list(module.children()) if isinstance(module, (nn.ModuleList, nn.Sequential)) else []
+        if len(blocks) > 1 and len({type(block) for block in blocks}) == 1 and any(blocks[0].children()):
+            found[name] = sum(parameter.numel() for parameter in module.parameters())
+    if not found:
+        raise NotApplicable("the model has no blocks that repeat")
+    return max(found, key=found.__getitem__)
+
+
+_BY_SWITCH = "model.gradient_checkpointing_enable()"
+_SWITCHED_BACK = """
+blocks = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
+for block in blocks[1::2]:
+    block.gradient_checkpointing = False
+"""
+_AROUND_BLOCKS = """\
+from functools import partial
+from torch.utils.checkpoint import checkpoint
+
+for block in {blocks}:
+    block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+"""
