@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from willfit._job import Loss, Step
+    from willfit._job import Loss
+    from willfit._run import Step
 
 
 def predict(

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import torch
 
     from willfit._devices import Device
-    from willfit._job import Loss, Step
+    from willfit._job import Loss
+    from willfit._run import Step
 
 P = ParamSpec("P")
 T = TypeVar("T")
