@@ -9,17 +9,28 @@ from willfit.guard import WillfitWarning, guard
 
 if TYPE_CHECKING:
     from willfit._devices import Device, all_devices, find_device
-    from willfit._errors import JobError, TargetError, TraceError, UsageError, WillfitError, WillNotFit
+    from willfit._errors import (
+        EmulatorError,
+        JobError,
+        TargetError,
+        TraceError,
+        UnavailableError,
+        UsageError,
+        WillfitError,
+        WillNotFit,
+    )
     from willfit._footprint import Footprint
     from willfit._predict import predict
     from willfit.hookspecs import hookimpl
 
 __all__ = [
     "Device",
+    "EmulatorError",
     "Footprint",
     "JobError",
     "TargetError",
     "TraceError",
+    "UnavailableError",
     "UsageError",
     "WillNotFit",
     "WillfitError",
@@ -35,10 +46,12 @@ __all__ = [
 # imported at once: it is light, and its name is that of its module.
 _HOMES = {
     "Device": "_devices",
+    "EmulatorError": "_errors",
     "Footprint": "_footprint",
     "JobError": "_errors",
     "TargetError": "_errors",
     "TraceError": "_errors",
+    "UnavailableError": "_errors",
     "UsageError": "_errors",
     "WillNotFit": "_errors",
     "WillfitError": "_errors",
