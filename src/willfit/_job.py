@@ -41,9 +41,7 @@ def trace_job(
         JobError: the parts do not belong together, or the step raised; nothing of the user's was changed.
         TraceError: an operator cannot run on fake tensors.
     """
-    check_step(step, loss, steps)
-    check_model(model)
-    check_optimizer(optimizer)
+    check_job(model, optimizer, step, loss, steps)
     with nothing_left_behind():
         recorder = Recorder(device.compute_capability, device.multiprocessors)
         try:
@@ -53,6 +51,13 @@ def trace_job(
             recorder.restore_gradients()
             recorder.release_all()
     return trace
+
+
+def check_job(model: Any, optimizer: Any, step: Any, loss: Any, steps: Any) -> None:
+    """Refuse what cannot be a job. Raises `UsageError` and `JobError`."""
+    check_step(step, loss, steps)
+    check_model(model)
+    check_optimizer(optimizer)
 
 
 def tensors_outside(model: nn.Module, optimizer: Any, batch: Any, index: int) -> int:

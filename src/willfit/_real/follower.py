@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from willfit._real import history
-from willfit._real.timeline import NOTE, timeline
+from willfit._real.timeline import NOTE, RUN, last_operator, timeline
 from willfit._real.writer import Note, Recording, Writer
 from willfit._trace.following import Follower, calling_line, line, phases_and_modules
 from willfit._trace.trace import JobSummary, Role, Trace
@@ -25,10 +25,12 @@ class RealFollower(Follower):
         super().__init__(compute_capability, multiprocessors)
         self.device = device
         self.recording: Recording | None = None
-        """What was recorded; there once `trace` was called."""
+        """What was recorded; there once `record` was called."""
         self._notes: list[Note] = []
-        self._storages: dict[int, torch.UntypedStorage] = {}
+        self._placed: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+        """During placement, the storage on the device for each on meta, by its address."""
         self._profile: Any = None
+        self._scope: Any = torch._C._profiler._RecordFunctionFast(RUN)
         self._outermost: CodeType | None = None
 
     @contextmanager
@@ -43,6 +45,7 @@ class RealFollower(Follower):
             )
             self._profile.start()
             stack.callback(self._stop_profile)
+            self._scope.__enter__()
             own_empty_cache = torch.cuda.empty_cache
             stack.callback(setattr, torch.cuda, "empty_cache", own_empty_cache)
             torch.cuda.empty_cache = self._noted(own_empty_cache)
@@ -50,10 +53,14 @@ class RealFollower(Follower):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             yield
 
-    def _stop_profile(self) -> None:
-        if self._profile is not None:
-            self._profile.stop()
-            self._profile = None
+    def _stop_profile(self) -> Any:
+        """What the profiler saw; None if it was stopped before."""
+        profile, self._profile = self._profile, None
+        if profile is None:
+            return None
+        self._scope.__exit__(None, None, None)
+        profile.stop()
+        return profile.profiler.kineto_results
 
     # -- notes ------------------------------------------------------------------------------------------------
 
@@ -70,6 +77,7 @@ class RealFollower(Follower):
         return noted
 
     def _phase_changed(self) -> None:
+        self._placed.clear()
         self._note(("phase", self.step, self._phase))
 
     def _module_changed(self) -> None:
@@ -93,13 +101,13 @@ class RealFollower(Follower):
 
     def place(self, meta: torch.Tensor, role: Role, module: str, original: torch.Tensor) -> torch.Tensor:
         """Allocate a tensor of the job on the device."""
-        key = meta.untyped_storage()._cdata
-        if key not in self._storages:
-            size = meta.untyped_storage().nbytes()
-            self._storages[key] = torch.empty(size, dtype=torch.uint8, device=self.device).untyped_storage()
-            self._note(("placed", role, module, self._storages[key].data_ptr()))
+        storage = meta.untyped_storage()
+        if storage._cdata not in self._placed:
+            real = torch.empty(storage.nbytes(), dtype=torch.uint8, device=self.device).untyped_storage()
+            self._placed[storage._cdata] = storage, real
+            self._note(("placed", role, module, real.data_ptr()))
         placed = torch.empty(0, dtype=meta.dtype, device=self.device)
-        return placed.set_(self._storages[key], meta.storage_offset(), meta.size(), meta.stride())
+        return placed.set_(self._placed[storage._cdata][1], meta.storage_offset(), meta.size(), meta.stride())
 
     def as_parameter(self, tensor: torch.Tensor, requires_grad: bool) -> torch.Tensor:
         """A parameter over the storage of a placed tensor."""
@@ -120,19 +128,28 @@ class RealFollower(Follower):
 
     # -- what was recorded ------------------------------------------------------------------------------------
 
+    def record(self) -> Recording:
+        """Stop recording, and put together what was recorded; where memory ran out, up to there."""
+        if self.recording is None:
+            results = self._stop_profile()
+            past = None
+            if self.device.type == "cuda":
+                past = history.read(self.device.index or 0, self._outermost)
+            writer = Writer(self._notes, self.compute_capability)
+            self.recording = writer.write(timeline(results, self.device.type), past)
+            if past is not None and past.out_of_memory is not None:
+                self.recording.out_of_memory = writer.place(past.out_of_memory, last_operator(results))
+        return self.recording
+
     def trace(self, steps: int, job: JobSummary) -> Trace:
-        """Stop recording, and put together what was recorded."""
-        results, profile = None, self._profile
-        profile.stop()
-        self._profile = None
-        results = profile.profiler.kineto_results
-        recorded = None
-        if self.device.type == "cuda":
-            recorded = history.entries(self.device.index or 0, _where(self._outermost))
-        writer = Writer(self._notes, self.compute_capability)
-        self.recording = writer.write(timeline(results, self.device.type), recorded)
-        return self.recording.trace(steps, job, tuple(self.assumptions))
-
-
-def _where(code: CodeType | None) -> tuple[str, str]:
-    return ("", "") if code is None else (code.co_filename, code.co_name)
+        """What was recorded."""
+        recording = self.record()
+        return Trace(
+            tuple(recording.allocations),
+            recording.events,
+            tuple(recording.marks),
+            job,
+            tuple(self.assumptions),
+            self.convolution_workspace,
+            steps,
+        )

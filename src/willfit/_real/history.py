@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from types import CodeType
 from typing import Any
 
 import torch
@@ -24,9 +25,27 @@ class HistoryEntry:
     """The innermost line of Python that shows where; "" where none does, as on autograd's own thread."""
 
 
+@dataclass(slots=True)
+class OutOfMemoryEntry:
+    """The last time that memory ran out."""
+
+    requested: int
+    free: int
+    """What the driver still had."""
+    source: str
+
+
+@dataclass(slots=True)
+class History:
+    """What the allocator did, in order, and where it failed."""
+
+    entries: list[HistoryEntry]
+    out_of_memory: OutOfMemoryEntry | None
+
+
 def start() -> None:
     """Have everything recorded from now on, with Python's stacks."""
-    torch.cuda.memory._record_memory_history(enabled="all", context="alloc", stacks="python")
+    torch.cuda.memory._record_memory_history(enabled="all", context="all", stacks="python")
 
 
 def stop() -> None:
@@ -39,28 +58,29 @@ def is_on() -> bool:
     return bool(torch._C._cuda_isHistoryEnabled())
 
 
-def entries(device: int, outermost: tuple[str, str]) -> list[HistoryEntry]:
-    """What was recorded on a device, in order; lines that called the function ``outermost`` (file, name) do not count."""
+def read(device: int, outermost: CodeType | None) -> History:
+    """What was recorded on a device; source lines end at the function whose code is ``outermost``."""
     streams: dict[int, int] = {0: 0}
-    found = []
+    found: list[HistoryEntry] = []
+    out_of_memory = None
     for entry in torch.cuda.memory._snapshot(device)["device_traces"][device]:
         action = entry["action"]
         if action == "alloc":
             stream = streams.setdefault(entry["stream"], len(streams))
-            source = _source(entry.get("frames", ()), outermost)
-            found.append(HistoryEntry(entry["addr"], entry["size"], stream, source))
+            found.append(HistoryEntry(entry["addr"], entry["size"], stream, _source(entry, outermost)))
         elif action == "free_requested":
             found.append(HistoryEntry(entry["addr"], -entry["size"], 0, ""))
-    return found
+        elif action == "oom":
+            out_of_memory = OutOfMemoryEntry(entry["size"], entry["device_free"], _source(entry, outermost))
+    return History(found, out_of_memory)
 
 
 _shows_where = cache(shows_where)
 
 
-def _source(frames: Any, outermost: tuple[str, str]) -> str:
-    file, name = outermost
-    for frame in frames:
-        if frame["filename"] == file and frame["name"] == name:
+def _source(entry: dict[str, Any], outermost: CodeType | None) -> str:
+    for frame in entry.get("frames", ()):
+        if outermost and frame["filename"] == outermost.co_filename and frame["name"] == outermost.co_name:
             return ""
         if _shows_where(frame["filename"]):
             return line(frame["filename"], frame["line"])

@@ -6,7 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 NOTE = "willfit:"
+RUN = "willfit run"
+"""What all of the run happens in, on its thread: the tree has nothing that happens outside of all."""
 _MEMORY = "[memory]"
 _NODE = "autograd::engine::evaluate_function"
 # What makes a tensor for another operator: the operator that asked for it says more.
@@ -20,21 +24,20 @@ _FACTORIES = frozenset(
 class MemoryEvent:
     """Memory given by an allocator, or taken back."""
 
-    address: int
+    address: int | None
+    """None where the profiler does not say."""
     size: int
     """Bytes of the block; negative when it is taken back."""
-    allocated: int
-    """What the allocator had given out afterwards."""
-    reserved: int
-    """What the allocator held afterwards; 0 on the CPU."""
-    op: str
+    reserved: int = 0
+    """What the allocator held afterwards; 0 on the CPU, or where the profiler does not say."""
+    op: str = ""
     """The operator: ``"aten.mm"``; "" outside of all."""
-    call: int
+    call: int = 0
     """Tells one call of an operator from the next."""
-    thread: int
-    node: int | None
+    thread: int = 0
+    node: int | None = None
     """The sequence number of the autograd node that ran; None in forward."""
-    nested: bool
+    nested: bool = False
     """The node belongs to a backward pass within another."""
 
 
@@ -47,12 +50,39 @@ class NoteEvent:
 
 
 def timeline(results: Any, device_type: str) -> list[MemoryEvent | NoteEvent]:
-    """The events of one kind of device ("cuda", "cpu"), in order, from ``profile.profiler.kineto_results``."""
+    """The events of one kind of device ("cuda", "cpu"), in order, from ``profile.profiler.kineto_results``.
+
+    The tree of events tells which operator was running, but lacks what happened outside of all on autograd's thread;
+    the flat list has that, without addresses.
+    """
+    known: dict[tuple[int, int], MemoryEvent] = {}
     found: list[tuple[int, MemoryEvent | NoteEvent]] = []
     for root in results.experimental_event_tree():
-        found.extend(_events(root, device_type))
+        for time, event in _events(root, device_type):
+            if isinstance(event, NoteEvent):
+                found.append((time, event))
+            else:
+                known[time, event.size] = event
+    kind = getattr(torch._C._autograd.DeviceType, device_type.upper())
+    for flat in results.events():
+        if flat.name() == _MEMORY and flat.device_type() == kind and flat.nbytes():
+            time, size = flat.start_ns(), flat.nbytes()
+            found.append((time, known.get((time, size)) or MemoryEvent(None, size)))
     found.sort(key=lambda pair: pair[0])
     return [event for _, event in found]
+
+
+def last_operator(results: Any) -> str:
+    """The operator that began last: that which ran when memory ran out."""
+    last, name = -1, ""
+    stack = list(results.experimental_event_tree())
+    while stack:
+        event = stack.pop()
+        stack.extend(event.children)
+        is_operator = "::" in event.name and event.name not in _FACTORIES and not event.name.startswith("autograd::")
+        if is_operator and event.start_time_ns > last:
+            last, name = event.start_time_ns, event.name
+    return name.replace("::", ".")
 
 
 @dataclass(slots=True)
@@ -76,7 +106,6 @@ def _events(root: Any, device_type: str) -> Iterator[tuple[int, MemoryEvent | No
                     MemoryEvent(
                         fields.ptr,
                         fields.alloc_size,
-                        fields.total_allocated,
                         fields.total_reserved,
                         context.op,
                         context.call,
@@ -98,6 +127,6 @@ def _inside(event: Any, name: str, context: _Context) -> _Context:
     """What holds within an operator."""
     if name.startswith(_NODE):
         return _Context(context.op, context.call, event.typed[1].sequence_number, context.node is not None)
-    if name in _FACTORIES and context.op:
+    if name == RUN or (name in _FACTORIES and context.op):
         return context
     return _Context(name.replace("::", "."), event.id, context.node, context.nested)

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from willfit._real.history import HistoryEntry
+from willfit._real.history import History, HistoryEntry, OutOfMemoryEntry
 from willfit._real.timeline import MemoryEvent, NoteEvent
-from willfit._replay import PhasePeak
+from willfit._replay import OutOfMemoryPlace, PhasePeak
 from willfit._trace.cuda.gemm import lt_workspace_size, workspace_size
-from willfit._trace.trace import Allocation, JobSummary, Mark, Phase, Role, Trace
+from willfit._trace.trace import Allocation, Mark, Phase, Role
 
 Note = tuple[Any, ...]
 """What happened, and what belongs to it: ("phase", step, phase), ("module", path, sequence number), ..."""
@@ -38,10 +38,8 @@ class Recording:
     marks: list[Mark]
     phases: list[PhasePeak]
     """Of each phase of each step, by the allocator's own count; phases in which nothing happened are left out."""
-
-    def trace(self, steps: int, job: JobSummary, assumptions: tuple[str, ...]) -> Trace:
-        """As a trace."""
-        return Trace(tuple(self.allocations), self.events, tuple(self.marks), job, assumptions, steps=steps)
+    out_of_memory: OutOfMemoryPlace | None = None
+    """Where memory ran out; None if it did not."""
 
 
 @dataclass(slots=True)
@@ -97,9 +95,9 @@ class Writer:
         self._last_call = 0
         self._enter(0, "placement")
 
-    def write(self, events: list[MemoryEvent | NoteEvent], recorded: list[HistoryEntry] | None) -> Recording:
+    def write(self, events: list[MemoryEvent | NoteEvent], history: History | None) -> Recording:
         """Put the profiler's events and, on CUDA, the allocator's history together."""
-        for event, entry in _paired(events, recorded):
+        for event, entry in _paired(events, None if history is None else history.entries):
             if isinstance(event, NoteEvent):
                 self._read(self._notes[event.number], event.thread)
             else:
@@ -113,6 +111,22 @@ class Writer:
             if f.events
         ]
         return Recording(allocations, self._events, self._marks, phases)
+
+    def place(self, failed: OutOfMemoryEntry, op: str) -> OutOfMemoryPlace:
+        """Where memory ran out, which is where the records end."""
+        figures = self._figures[-1]
+        return OutOfMemoryPlace(
+            step=figures.step,
+            phase=figures.phase,
+            module=self._module,
+            op=op,
+            source=failed.source or (self._backward_source if figures.phase == "backward" else ""),
+            requested=failed.requested,
+            allocated=figures.allocated,
+            reserved=figures.reserved,
+            free=failed.free,
+            capacity=figures.reserved + failed.free,
+        )
 
     # -- notes ------------------------------------------------------------------------------------------------
 
@@ -152,20 +166,23 @@ class Writer:
     # -- memory -----------------------------------------------------------------------------------------------
 
     def _memory(self, event: MemoryEvent, entry: HistoryEntry | None) -> None:
+        address = event.address if entry is None else entry.address
+        assert address is not None, event
         if event.size > 0:
-            self._live[event.address] = len(self._born)
+            self._live[address] = len(self._born)
             self._born.append(self._allocation(event, entry))
             self._events.append(len(self._born))
         else:
-            index = self._live.pop(event.address, None)
+            index = self._live.pop(address, None)
             if index is None:  # of before the recording
                 return
             self._events.append(-(index + 1))
         figures = self._figures[-1]
         figures.events += 1
-        figures.allocated, figures.reserved = event.allocated, event.reserved
-        figures.peak_allocated = max(figures.peak_allocated, event.allocated)
-        figures.peak_reserved = max(figures.peak_reserved, event.reserved)
+        figures.allocated += event.size
+        figures.reserved = event.reserved or figures.reserved
+        figures.peak_allocated = max(figures.peak_allocated, figures.allocated)
+        figures.peak_reserved = max(figures.peak_reserved, figures.reserved)
 
     def _allocation(self, event: MemoryEvent, entry: HistoryEntry | None) -> _Born:
         mark = self._marks[-1]
@@ -208,4 +225,4 @@ def _paired(
 
 
 def _same(event: MemoryEvent, entry: HistoryEntry) -> bool:
-    return event.address == entry.address and (event.size > 0) == (entry.size > 0)
+    return event.address in (entry.address, None) and (event.size > 0) == (entry.size > 0)

@@ -37,6 +37,8 @@ class Follower(ABC):
         self.last_operator: Any = ""
         self.state: dict[Any, Any] = {}
         """What a rule keeps for the length of the run: workspaces already taken, seeds already made."""
+        self.convolution_workspace = 0
+        """Upper bound on what cuDNN takes for one convolution."""
         self.made_with_gpu = torch.cuda.is_available()
         """Whether there was a GPU where the job was made: what is switched off there is so on purpose."""
         self.after_backward: Callable[[], None] = lambda: None

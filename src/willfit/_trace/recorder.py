@@ -40,7 +40,6 @@ class Recorder(TorchDispatchMode, Follower):
         TorchDispatchMode.__init__(self)
         Follower.__init__(self, compute_capability, multiprocessors)
         self.stream = 0
-        self.convolution_workspace = 0
         self.known = KnownValues(lambda tensor: type(tensor) is FakeCudaTensor)
         self._rules: dict[Any, Rule] = rules()
         self._events = array("q")

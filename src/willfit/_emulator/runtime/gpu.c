@@ -159,15 +159,16 @@ EXPORT int cudaFuncGetAttributes(struct function_attributes *attributes, const v
   return SUCCESS;
 }
 
-// What the occupancy of a kernel is depends on its registers, which are not known: half of what fits by threads alone.
+// How many blocks of a kernel a multiprocessor runs at once depends on its registers, which are not known: as many as
+// its threads allow. CUB sizes temporaries by it.
 EXPORT int cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const void *function, int size, size_t shared) {
-  *blocks = size <= 0 || size >= 1024 ? 1 : 1024 / size < 16 ? 1024 / size : 16;
+  int by_threads = size > 0 ? limits()->threads / size : 1;
+  *blocks = by_threads < 1 ? 1 : by_threads < limits()->blocks ? by_threads : limits()->blocks;
   return SUCCESS;
 }
 EXPORT int cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
     int *blocks, const void *function, int size, size_t shared, unsigned flags) {
-  *blocks = 2;
-  return SUCCESS;
+  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, function, size, shared);
 }
 
 EXPORT void **__cudaRegisterFatBinary(void *binary) { static void *handle[2]; return handle; }

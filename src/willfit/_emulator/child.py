@@ -1,0 +1,148 @@
+"""The process that emulates a GPU: gets a job, runs it under PyTorch's own CUDA code, writes down what memory did."""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import gc
+import os
+import pickle
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from willfit._emulator.messages import JOB, REQUEST, Failed, Ran, Request, result_name
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main(folder: str) -> None:
+    """Do what the request in the folder says, each run in a process of its own, which starts with an empty GPU."""
+    start = time.perf_counter()
+    warnings.simplefilter("ignore")
+    faulthandler.enable()
+    _end_with_the_parent()
+    os.environ.pop("LD_PRELOAD")  # processes that the user's code starts need no GPU
+    where = Path(folder)
+    request: Request = pickle.loads((where / REQUEST).read_bytes())
+    sys.path.extend(path for path in request.path if path not in sys.path)
+    seconds = {}
+    import torch  # noqa: F401 - once for all runs
+
+    seconds["import torch"] = time.perf_counter() - start
+    job = _received(where, request)
+    seconds["receive the job"] = time.perf_counter() - start - seconds["import torch"]
+    for number, limit in enumerate(request.limits):
+        child = os.fork()
+        if child == 0:
+            _end_with_the_parent()
+            result = _result(request, job, limit, seconds)
+            (where / result_name(number)).write_bytes(pickle.dumps(result))
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):  # end as it did, so that the parent can say how
+            signal.signal(os.WTERMSIG(status), signal.SIG_DFL) if os.WTERMSIG(status) != signal.SIGKILL else None
+            os.kill(os.getpid(), os.WTERMSIG(status))
+
+
+def _end_with_the_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _received(where: Path, request: Request) -> Any:
+    """The job, or the exception that unpacking it raised; None where a run imports it itself."""
+    if request.target is not None:
+        return None
+    from willfit._emulator.wire import unpack
+
+    try:
+        return unpack((where / JOB).read_bytes())
+    except Exception as error:
+        return error
+
+
+def _result(request: Request, job: Any, limit: int | None, seconds: dict[str, float]) -> Ran | Failed:
+    from willfit._errors import WillfitError
+    from willfit._target import user_frames
+
+    try:
+        if isinstance(job, Exception):
+            raise job
+        with ExitStack() as stack:
+            job = stack.enter_context(_imported(request.target)) if request.target else job
+            return _run(request, job, limit, seconds)
+    except WillfitError as error:
+        return Failed(type(error).__name__, str(error), user_frames(error.__cause__) if error.__cause__ else "")
+    except SystemExit as error:
+        return Failed("JobError", f"the training step called sys.exit({error.code!r}): it could not be predicted", "")
+    except Exception:
+        return Failed("", traceback.format_exc(), "")
+
+
+@contextmanager
+def _imported(target: str) -> Iterator[Any]:
+    """The job of a target. What it puts on the GPU by itself is taken off again, to be placed like all else."""
+    import torch
+
+    from willfit._emulator.wire import Job, pack, unpack
+    from willfit._target import imported
+
+    with imported(target) as build:
+        model, optimizer, batch, *step = build()
+        job = Job(model, optimizer, batch, step[0] if step else None, None, made_with_gpu=True)
+        if torch.cuda.is_initialized():
+            job = unpack(pack(job))
+            gc.collect()
+            torch.cuda.empty_cache()
+        yield job
+
+
+def _run(request: Request, job: Any, limit: int | None, seconds: dict[str, float]) -> Ran:
+    import torch
+
+    from willfit._emulator.values import Answers
+    from willfit._errors import JobError
+    from willfit._job import check_job, default_step
+    from willfit._real.follower import RealFollower
+    from willfit._run import Run
+    from willfit._trace.made_before import autocast_contexts_enabled
+    from willfit._trace.surroundings import nothing_left_behind
+
+    if limit is not None:
+        os.environ["WILLFIT_GPU_LIMIT"] = str(limit)
+    check_job(job.model, job.optimizer, job.step, job.loss, request.steps)
+    device = request.device
+    start = time.perf_counter()
+    follower = RealFollower(torch.device("cuda", 0), device.compute_capability, device.multiprocessors)
+    follower.made_with_gpu = job.made_with_gpu
+    for note in job.notes:
+        follower.assume(note)
+    trace = None
+    with nothing_left_behind(), follower.at_work(), Answers(follower).given(), autocast_contexts_enabled(follower):
+        run = Run(follower, job.model, job.optimizer, job.batch, job.step or default_step(job.loss))
+        try:
+            trace = run.steps(request.steps)
+        except torch.OutOfMemoryError:
+            pass
+        except JobError as error:
+            if not isinstance(error.__cause__, torch.OutOfMemoryError):
+                raise
+        stats = torch.cuda.memory_stats()
+        recording = follower.record()
+    return Ran(
+        trace=trace,
+        phases=tuple(recording.phases),
+        peak_allocated=stats["allocated_bytes.all.peak"],
+        peak_reserved=stats["reserved_bytes.all.peak"],
+        retries=stats["num_alloc_retries"],
+        out_of_memory=recording.out_of_memory if trace is None else None,
+        seconds={**seconds, "run the steps": time.perf_counter() - start},
+    )
