@@ -16,11 +16,16 @@ if TYPE_CHECKING:
         TraceError,
         UnavailableError,
         UsageError,
+        VerificationFailed,
         WillfitError,
         WillNotFit,
     )
     from willfit._footprint import Footprint
     from willfit._predict import predict
+    from willfit._verify.verification import Measurement, Verification
+    from willfit._verify.verifier import Verifier
+    from willfit._verify.verify import verify
+    from willfit._verify.watch import Watch, watch
     from willfit.hookspecs import hookimpl
 
 __all__ = [
@@ -28,10 +33,15 @@ __all__ = [
     "EmulatorError",
     "Footprint",
     "JobError",
+    "Measurement",
     "TargetError",
     "TraceError",
     "UnavailableError",
     "UsageError",
+    "Verification",
+    "VerificationFailed",
+    "Verifier",
+    "Watch",
     "WillNotFit",
     "WillfitError",
     "WillfitWarning",
@@ -40,6 +50,8 @@ __all__ = [
     "guard",
     "hookimpl",
     "predict",
+    "verify",
+    "watch",
 ]
 
 # Imported at first use, so that importing willfit costs a few milliseconds and brings in no torch. The guard alone is
@@ -49,16 +61,23 @@ _HOMES = {
     "EmulatorError": "_errors",
     "Footprint": "_footprint",
     "JobError": "_errors",
+    "Measurement": "_verify.verification",
     "TargetError": "_errors",
     "TraceError": "_errors",
     "UnavailableError": "_errors",
     "UsageError": "_errors",
+    "Verification": "_verify.verification",
+    "VerificationFailed": "_errors",
+    "Verifier": "_verify.verifier",
+    "Watch": "_verify.watch",
     "WillNotFit": "_errors",
     "WillfitError": "_errors",
     "all_devices": "_devices",
     "find_device": "_devices",
     "hookimpl": "hookspecs",
     "predict": "_predict",
+    "verify": "_verify.verify",
+    "watch": "_verify.watch",
 }
 
 __version__ = "0.1.0"

@@ -7,6 +7,7 @@ WillfitError                what the user gave cannot be predicted; says what wa
 │   ├── TraceError          the step could not be followed on fake tensors; names the module and the op
 │   └── EmulatorError       the process that ran the job on an emulated GPU ended before it was done
 ├── UnavailableError        an engine or a verifier cannot run on this machine; says what is missing
+├── VerificationFailed      prediction and measurement disagree; carries .verification
 └── WillNotFit              the prediction: the job does not fit; carries .footprint
 """
 
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from willfit._footprint import Footprint
+    from willfit._verify.verification import Verification
 
 
 class WillfitError(Exception):
@@ -44,6 +46,18 @@ class EmulatorError(JobError):
 
 class UnavailableError(WillfitError):
     """An engine or a verifier cannot run on this machine: no CUDA build of PyTorch, no compiler, too little memory."""
+
+
+class VerificationFailed(WillfitError):  # noqa: N818 - that it failed is the finding, as with WillNotFit
+    """A prediction and what was measured differ by more than the tolerance. The message explains where."""
+
+    def __init__(self, message: str, verification: Verification) -> None:
+        super().__init__(message)
+        self.verification = verification
+        """Predicted and measured, phase by phase, and where the first difference begins."""
+
+    def __reduce__(self) -> tuple[type[VerificationFailed], tuple[str, Verification]]:
+        return VerificationFailed, (self.args[0], self.verification)
 
 
 class WillNotFit(WillfitError):  # noqa: N818 - the verdict itself is the name

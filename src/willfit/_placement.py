@@ -155,8 +155,9 @@ class Placement:
             tensor = torch.zeros(tensor.shape, dtype=tensor.dtype).requires_grad_(tensor.requires_grad)
         if tensor.device.type != "cpu":
             return self._placed(tensor, "inputs").requires_grad_(tensor.requires_grad)
-        if tensor.layout == torch.strided and tensor.untyped_storage().nbytes() > MOST_BYTES:
-            return tensor  # data: the recorder lets nothing change it
+        large = tensor.layout == torch.strided and tensor.untyped_storage().nbytes() > MOST_BYTES
+        if large and self._recorder.shares_data:
+            return tensor
         copied = tensor.detach().clone().requires_grad_(tensor.requires_grad)
         self._recorder.own_cpu_tensor(copied)
         return copied

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import gc
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -28,10 +27,22 @@ Step = Callable[[Any, Any, Any], Any]
 
 
 class Run:
-    """A copy of a job on a follower's device, and its steps."""
+    """A copy of a job on a follower's device, and its steps.
 
-    def __init__(self, follower: Follower, model: nn.Module, optimizer: Any, batch: Any, step: Step) -> None:
+    Without ``optimizer_steps`` a step goes as far as to its optimizer: its state is not made, its parameters stay.
+    """
+
+    def __init__(
+        self,
+        follower: Follower,
+        model: nn.Module,
+        optimizer: Any,
+        batch: Any,
+        step: Step,
+        optimizer_steps: bool = True,
+    ) -> None:
         self._follower = follower
+        self._makes_optimizer_steps = optimizer_steps
         self._model, self._optimizer, self._batch, self._step = model, optimizer, batch, step
         self._optimizer_steps = 0
         self._never_steps = False
@@ -51,6 +62,9 @@ class Run:
         copier = placement.copier
         model, optimizer = copier.copy(self._model), copier.copy(self._optimizer)
         batch = placement.batch(self._batch)
+        if not self._makes_optimizer_steps:
+            for each in optimizers_of(optimizer):
+                each.__dict__["step"] = self._no_step
         call = functools.partial(self._call, copier.copy(self._step), model, optimizer, batch)
         with exchanged_globals(copier):
             for original in copier.kept:
@@ -85,7 +99,7 @@ class Run:
         while True:
             self._kept = call()
             calls += 1
-            gc.collect(1)
+            self._follower.collect_garbage()
             if self._optimizer is None or self._optimizer_steps > before or self._never_steps:
                 return
             if calls >= _MOST_MICRO_STEPS:
@@ -93,6 +107,11 @@ class Run:
                 self._follower.assume("the step makes no optimizer step: each call is counted as one")
                 return
             self._follower.enter("forward")
+
+    def _no_step(self, closure: Any = None) -> Any:
+        self._follower.enter("optimizer step")
+        self._optimizer_steps += 1
+        return None if closure is None else closure()
 
     def _steps_now(self, *_: Any) -> None:
         if self._follower.is_followed_here():

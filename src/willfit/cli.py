@@ -1,4 +1,4 @@
-"""The command line: ``willfit check TARGET``, ``willfit devices``.
+"""The command line: ``willfit check TARGET``, ``willfit verify TARGET`` and others.
 
 Exit codes: 0 it fits, 1 it does not, 2 wrong usage or a target that cannot be imported, 3 it could not be predicted,
 130 interrupted.
@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 
 from willfit import __version__
-from willfit._commands import check, devices
+from willfit._commands import accuracy, check, devices, verify
 from willfit._commands.options import COULD_NOT_TELL, INTERRUPTED, USAGE
 from willfit._commands.streams import report, say
 from willfit._errors import UsageError, WillfitError
@@ -44,6 +44,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"willfit {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (check, devices):
+    for command in (check, verify, accuracy, devices):
         command.add(commands)
     return parser

@@ -13,6 +13,7 @@ from willfit._commands.options import (
     EXIT_CODES,
     FITS,
     add_capacity,
+    add_engine,
     add_format,
     add_steps,
     add_target,
@@ -43,6 +44,7 @@ def add(commands: Any) -> None:
     )
     add_capacity(parser)
     add_steps(parser)
+    add_engine(parser)
     parser.add_argument("--strict", action="store_true", help="a tight fit does not count as one: exit code 1")
     add_format(parser)
     parser.set_defaults(run=_run)
@@ -71,18 +73,29 @@ def _predict(arguments: argparse.Namespace, progress: Progress) -> tuple[Footpri
     """The footprint on the GPU that is asked for or here; without one, the answers for all."""
     from willfit._devices import all_devices, resolve_device
     from willfit._target import imported
+    from willfit._which_fit import which_fit
 
     device = resolve_device(arguments.on, arguments.capacity)  # a wrong --on is refused before anything is imported
+    steps = arguments.steps
+    if arguments.engine == "emulated":
+        from willfit._predict import predict_target
+
+        def of_target(on: Any) -> Footprint:
+            return predict_target(arguments.target, on=on, capacity=arguments.capacity, steps=steps)
+
+        if device is not None:
+            progress(f"running {steps} steps on an emulated {device.name}")
+            return of_target(arguments.on), ()
+        return None, which_fit(of_target, all_devices(), progress)
     progress(f"importing {arguments.target}")
     with imported(arguments.target) as build:
         job = build()
         from willfit._predict import predict
-        from willfit._which_fit import which_fit
 
         if device is not None:
-            progress(f"following {arguments.steps} steps as on {device.name}")
-            return predict(*job, on=arguments.on, capacity=arguments.capacity, steps=arguments.steps), ()
-        return None, which_fit(lambda on: predict(*job, on=on, steps=arguments.steps), all_devices(), progress)
+            progress(f"following {steps} steps as on {device.name}")
+            return predict(*job, on=arguments.on, capacity=arguments.capacity, steps=steps), ()
+        return None, which_fit(lambda on: predict(*job, on=on, steps=steps), all_devices(), progress)
 
 
 def _print_answers(answers: tuple[Answer, ...], as_json: bool, strict: bool) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from willfit._trace.trace import ENGINES
+
 FITS, DOES_NOT_FIT, USAGE, COULD_NOT_TELL, INTERRUPTED = 0, 1, 2, 3, 130
 
 EXIT_CODES = (
@@ -33,6 +35,17 @@ def add_steps(parser: argparse.ArgumentParser) -> None:
     """--steps N."""
     parser.add_argument(
         "--steps", metavar="N", type=positive, default=3, help="optimizer steps to follow (default: %(default)s)"
+    )
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """--engine symbolic|emulated."""
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=ENGINES[0],
+        help="what follows the job: rules on fake tensors, or PyTorch's own CUDA code on an emulated GPU, which needs "
+        "a CUDA build of PyTorch and a C compiler (default: %(default)s)",
     )
 
 

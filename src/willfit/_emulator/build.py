@@ -39,10 +39,21 @@ def runtime_for(interpreter: Interpreter) -> Path:
 
     Raises `UnavailableError`: no compiler, a compile error (with the compiler's message), a cache that is not writable.
     """
-    folder = _cache() / f"torch-{interpreter.torch}-{_key(interpreter)}"
+    folder = _folder(interpreter)
     if not (folder / LIBRARY).exists():
         _build_into(folder, interpreter)
     return folder
+
+
+def check_tools(interpreter: Interpreter) -> None:
+    """Raise `UnavailableError` if the library is not there and cannot be compiled for want of a compiler."""
+    if not (_folder(interpreter) / LIBRARY).exists():
+        _compiler()
+        _nm()
+
+
+def _folder(interpreter: Interpreter) -> Path:
+    return _cache() / f"torch-{interpreter.torch}-{_key(interpreter)}"
 
 
 def _cache() -> Path:
@@ -62,7 +73,7 @@ def _key(interpreter: Interpreter) -> str:
 
 def _build_into(folder: Path, interpreter: Interpreter) -> None:
     """Build beside the folder and put it there in one go, so that another process never sees half of it."""
-    compiler, nm = _tool(os.environ.get("CC"), "cc", "gcc", "clang"), _tool(os.environ.get("NM"), "nm", "llvm-nm")
+    compiler, nm = _compiler(), _nm()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-") as scratch:
@@ -113,15 +124,21 @@ def _named(library: Path) -> set[str]:
         return {name.decode() for name in _BY_NAME.findall(content)}
 
 
-def _tool(named: str | None, *usual: str) -> list[str]:
-    for name in (named, *usual):
+def _compiler() -> list[str]:
+    return _tool("C compiler", "CC", "cc", "gcc", "clang")
+
+
+def _nm() -> list[str]:
+    return _tool("nm, which lists the symbols of a library,", "NM", "nm", "llvm-nm")
+
+
+def _tool(what: str, variable: str, *usual: str) -> list[str]:
+    for name in (os.environ.get(variable), *usual):
         if name and shutil.which(name.split()[0]):
             return name.split()
-    what = "a C compiler" if "cc" in usual else "nm (it comes with binutils)"
     raise UnavailableError(
-        f"the emulator is compiled at its first use, and there is no {what.removeprefix('a ')} here "
-        f"({', '.join(usual)}): install one (Debian and Ubuntu: apt install gcc), or name it with "
-        f"{'CC' if 'cc' in usual else 'NM'}"
+        f"the emulator is compiled when it is first used, and there is no {what} here (looked for {', '.join(usual)}): "
+        f"install one, as with `apt install gcc`, or name it with {variable}"
     )
 
 

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from willfit._emulator.messages import JOB, REQUEST, Failed, Ran, Request, result_name
+from willfit._emulator.messages import FREE, JOB, LIMITED, REQUEST, Failed, Ran, Request
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -38,19 +38,26 @@ def main(folder: str) -> None:
     seconds["import torch"] = time.perf_counter() - start
     job = _received(where, request)
     seconds["receive the job"] = time.perf_counter() - start - seconds["import torch"]
-    for number, limit in enumerate(request.limits):
-        child = os.fork()
-        if child == 0:
-            _end_with_the_parent()
-            result = _result(request, job, limit, seconds)
-            (where / result_name(number)).write_bytes(pickle.dumps(result))
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status):  # end as it did, so that the parent can say how
-            signal.signal(os.WTERMSIG(status), signal.SIG_DFL) if os.WTERMSIG(status) != signal.SIGKILL else None
-            os.kill(os.getpid(), os.WTERMSIG(status))
+    free = _in_a_fork(where / FREE, request, job, None, seconds)
+    if request.capacity is not None and isinstance(free, Ran) and free.peak_reserved > request.capacity:
+        _in_a_fork(where / LIMITED, request, job, request.capacity, seconds)
+
+
+def _in_a_fork(file: Path, request: Request, job: Any, limit: int | None, seconds: dict[str, float]) -> Ran | Failed:
+    child = os.fork()
+    if child == 0:
+        _end_with_the_parent()
+        file.write_bytes(pickle.dumps(_result(request, job, limit, seconds)))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):  # end as it did, so that the parent can say how
+        if os.WTERMSIG(status) != signal.SIGKILL:
+            signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    result: Ran | Failed = pickle.loads(file.read_bytes())
+    return result
 
 
 def _end_with_the_parent() -> None:
@@ -109,9 +116,8 @@ def _run(request: Request, job: Any, limit: int | None, seconds: dict[str, float
     import torch
 
     from willfit._emulator.values import Answers
-    from willfit._errors import JobError
     from willfit._job import check_job, default_step
-    from willfit._real.follower import RealFollower
+    from willfit._real.follower import RealFollower, until_memory_runs_out
     from willfit._run import Run
     from willfit._trace.made_before import autocast_contexts_enabled
     from willfit._trace.surroundings import nothing_left_behind
@@ -125,16 +131,9 @@ def _run(request: Request, job: Any, limit: int | None, seconds: dict[str, float
     follower.made_with_gpu = job.made_with_gpu
     for note in job.notes:
         follower.assume(note)
-    trace = None
     with nothing_left_behind(), follower.at_work(), Answers(follower).given(), autocast_contexts_enabled(follower):
         run = Run(follower, job.model, job.optimizer, job.batch, job.step or default_step(job.loss))
-        try:
-            trace = run.steps(request.steps)
-        except torch.OutOfMemoryError:
-            pass
-        except JobError as error:
-            if not isinstance(error.__cause__, torch.OutOfMemoryError):
-                raise
+        trace = until_memory_runs_out(lambda: run.steps(request.steps))
         stats = torch.cuda.memory_stats()
         recording = follower.record()
     return Ran(

@@ -20,7 +20,7 @@ from willfit import _errors
 from willfit._devices import Device
 from willfit._emulator.build import LIBRARY, runtime_for
 from willfit._emulator.interpreter import Interpreter, cuda_interpreter
-from willfit._emulator.messages import JOB, REQUEST, Failed, Ran, Request, result_name
+from willfit._emulator.messages import FREE, JOB, LIMITED, REQUEST, Failed, Ran, Request
 from willfit._errors import EmulatorError, UnavailableError
 
 # What the process is told, so that PyTorch does what the runtime can stand in for: cuDNN's older interface, and flash
@@ -31,6 +31,7 @@ _SETTINGS = {
     "PYTORCH_SKIP_CUDNN_COMPATIBILITY_CHECK": "1",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking whether there is a GPU leaves CUDA uninitialised, for the forks
     "KINETO_LOG_LEVEL": "99",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
     "WILLFIT": "off",  # guards in the user's code stand aside
     "PYTHONWARNINGS": "ignore",
 }
@@ -44,8 +45,10 @@ class Emulated:
     """What the process found."""
 
     interpreter: Interpreter
-    runs: tuple[Ran, ...]
-    """One for each limit that was asked for."""
+    free: Ran
+    """The run without limit."""
+    limited: Ran | None
+    """The run at the card's capacity, where that without limit takes more."""
     notes: tuple[str, ...]
     """What differs between this process and that one, in sentences for people."""
     seconds: dict[str, float]
@@ -60,9 +63,10 @@ def check_device(device: Device) -> None:
 
 
 def run_emulated(
-    job: bytes | None, target: str | None, device: Device, steps: int, limits: tuple[int | None, ...]
+    job: bytes | None, target: str | None, device: Device, steps: int, capacity: int | None = None
 ) -> Emulated:
-    """Run a packed job, or a target of the command line, once for each limit.
+    """Run a packed job, or a target of the command line: without limit and, where that takes more than the capacity
+    that is given, once more with this limit.
 
     Raises:
         UnavailableError: this machine cannot: not Linux, no CUDA build of PyTorch, no compiler.
@@ -78,15 +82,15 @@ def run_emulated(
     seconds["find or build the runtime"] = time.perf_counter() - start
     with tempfile.TemporaryDirectory(prefix="willfit-") as folder:
         where = Path(folder)
-        request = Request(target, device, steps, limits, tuple(_own_path(interpreter)))
+        request = Request(target, device, steps, capacity, tuple(_own_path(interpreter)))
         (where / REQUEST).write_bytes(pickle.dumps(request))
         if job is not None:
             (where / JOB).write_bytes(job)
         _watch(_start(interpreter, runtime, device, folder))
-        found = [pickle.loads((where / result_name(number)).read_bytes()) for number in range(len(limits))]
-    runs = tuple(_ran(result) for result in found)
+        free = _ran(where / FREE, notes)
+        limited = _ran(where / LIMITED, notes) if (where / LIMITED).exists() else None
     seconds["process, in all"] = time.perf_counter() - start
-    return Emulated(interpreter, runs, notes, {**seconds, **runs[0].seconds})
+    return Emulated(interpreter, free, limited, notes, {**seconds, **free.seconds})
 
 
 def _start(interpreter: Interpreter, runtime: Path, device: Device, folder: str) -> subprocess.Popen[str]:
@@ -155,12 +159,14 @@ def _ended(status: int, said: str) -> str:
     return f"the process that ran the job on an emulated GPU {why}{last}"
 
 
-def _ran(result: Ran | Failed) -> Ran:
+def _ran(file: Path, notes: tuple[str, ...]) -> Ran:
+    result: Ran | Failed = pickle.loads(file.read_bytes())
     if isinstance(result, Ran):
         return result
     if not result.kind:
         raise AssertionError(f"a mistake in willfit's emulator, please report it:\n{result.message}")
-    error: Any = getattr(_errors, result.kind)(result.message)
+    differences = f" ({'; '.join(notes)})" if notes else ""
+    error: Any = getattr(_errors, result.kind)(f"{result.message}{differences}")
     raise error from (RemoteError(result.frames) if result.frames else None)
 
 
@@ -195,6 +201,8 @@ def _differences(interpreter: Interpreter, travels: bool) -> tuple[str, ...]:
 
     found = []
     for name, version in (("torch", interpreter.torch), *interpreter.packages):
+        if name not in sys.modules:
+            continue
         try:
             ours = importlib.metadata.version(name) if name != "torch" else _torch_version()
         except importlib.metadata.PackageNotFoundError:

@@ -8,8 +8,9 @@ from willfit._devices import Device
 from willfit._replay import OutOfMemoryPlace, PhasePeak
 from willfit._trace.trace import Trace
 
-REQUEST, JOB = "request", "job"
-"""Names of files: the `Request`, and the job as wire.py packs it, unless the request names a target."""
+REQUEST, JOB, FREE, LIMITED = "request", "job", "free", "limited"
+"""Names of files: the `Request`; the job as wire.py packs it, unless the request names a target; the results of the run
+without limit and of that with one, each `Ran` or `Failed`."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class Request:
     """Where the process gets the job: a target of the command line to import; None: the packed job."""
     device: Device
     steps: int
-    limits: tuple[int | None, ...]
-    """A run for each: bytes that the allocator may take from the driver; None: without limit."""
+    capacity: int | None
+    """Bytes that the card's allocator may take; where a run without limit takes more, another has this limit."""
     path: tuple[str, ...]
     """Further directories that the user's modules are imported from."""
 
@@ -53,8 +54,3 @@ class Failed:
     message: str
     frames: str
     """Lines of the user's code that led to it."""
-
-
-def result_name(number: int) -> str:
-    """The file with the result of a run: `Ran` or `Failed`."""
-    return f"result-{number}"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import CodeType
 from typing import Any
 
 import torch
 
+from willfit._errors import JobError
 from willfit._real import history
-from willfit._real.timeline import NOTE, RUN, last_operator, timeline
+from willfit._real.timeline import NOTE, RUN, timeline
 from willfit._real.writer import Note, Recording, Writer
 from willfit._trace.following import Follower, calling_line, line, phases_and_modules
 from willfit._trace.trace import JobSummary, Role, Trace
@@ -24,6 +25,10 @@ class RealFollower(Follower):
     ) -> None:
         super().__init__(compute_capability, multiprocessors)
         self.device = device
+        self.others = 0
+        """Bytes that tensors outside of the job hold on the device."""
+        self.base_reserved = 0
+        """Bytes that the allocator holds for the job's own tensors before the run."""
         self.recording: Recording | None = None
         """What was recorded; there once `record` was called."""
         self._notes: list[Note] = []
@@ -45,6 +50,7 @@ class RealFollower(Follower):
             )
             self._profile.start()
             stack.callback(self._stop_profile)
+            stack.callback(self.release)
             self._scope.__enter__()
             own_empty_cache = torch.cuda.empty_cache
             stack.callback(setattr, torch.cuda, "empty_cache", own_empty_cache)
@@ -135,11 +141,18 @@ class RealFollower(Follower):
             past = None
             if self.device.type == "cuda":
                 past = history.read(self.device.index or 0, self._outermost)
-            writer = Writer(self._notes, self.compute_capability)
-            self.recording = writer.write(timeline(results, self.device.type), past)
-            if past is not None and past.out_of_memory is not None:
-                self.recording.out_of_memory = writer.place(past.out_of_memory, last_operator(results))
+            failed = past is not None and past.out_of_memory is not None
+            events = timeline(results, self.device.type, failed)
+            self.recording = Writer(self._notes, self.compute_capability, self.others, self.base_reserved).write(
+                events, past
+            )
         return self.recording
+
+    def release(self) -> None:
+        """Let go of all that belongs to the job's copy."""
+        self.after_backward = lambda: None
+        self._placed.clear()
+        self.state.clear()
 
     def trace(self, steps: int, job: JobSummary) -> Trace:
         """What was recorded."""
@@ -153,3 +166,15 @@ class RealFollower(Follower):
             self.convolution_workspace,
             steps,
         )
+
+
+def until_memory_runs_out(run: Callable[[], Trace]) -> Trace | None:
+    """The trace of a run; None where memory ran out on the way. Any other exception is raised."""
+    try:
+        return run()
+    except torch.OutOfMemoryError:
+        return None
+    except JobError as error:
+        if not isinstance(error.__cause__, torch.OutOfMemoryError):
+            raise
+        return None

@@ -49,14 +49,24 @@ class NoteEvent:
     thread: int
 
 
-def timeline(results: Any, device_type: str) -> list[MemoryEvent | NoteEvent]:
+@dataclass(slots=True)
+class FailureEvent:
+    """Where an allocation failed: in the operator that began last."""
+
+    op: str
+
+
+Event = MemoryEvent | NoteEvent | FailureEvent
+
+
+def timeline(results: Any, device_type: str, failed: bool = False) -> list[Event]:
     """The events of one kind of device ("cuda", "cpu"), in order, from ``profile.profiler.kineto_results``.
 
     The tree of events tells which operator was running, but lacks what happened outside of all on autograd's thread;
     the flat list has that, without addresses.
     """
     known: dict[tuple[int, int], MemoryEvent] = {}
-    found: list[tuple[int, MemoryEvent | NoteEvent]] = []
+    found: list[tuple[int, Event]] = []
     for root in results.experimental_event_tree():
         for time, event in _events(root, device_type):
             if isinstance(event, NoteEvent):
@@ -68,21 +78,25 @@ def timeline(results: Any, device_type: str) -> list[MemoryEvent | NoteEvent]:
         if flat.name() == _MEMORY and flat.device_type() == kind and flat.nbytes():
             time, size = flat.start_ns(), flat.nbytes()
             found.append((time, known.get((time, size)) or MemoryEvent(None, size)))
-    found.sort(key=lambda pair: pair[0])
+    if failed:
+        begun, op = _last_operator(results)
+        given = (time for time, event in found if isinstance(event, MemoryEvent) and event.size > 0)
+        found.append((max(begun, *given), FailureEvent(op)))
+    found.sort(key=lambda pair: pair[0])  # of the same time, in the order that they were found
     return [event for _, event in found]
 
 
-def last_operator(results: Any) -> str:
-    """The operator that began last: that which ran when memory ran out."""
-    last, name = -1, ""
+def _last_operator(results: Any) -> tuple[int, str]:
+    """When the operator began that began last, and its name."""
+    last, name = 0, ""
     stack = list(results.experimental_event_tree())
     while stack:
         event = stack.pop()
         stack.extend(event.children)
         is_operator = "::" in event.name and event.name not in _FACTORIES and not event.name.startswith("autograd::")
         if is_operator and event.start_time_ns > last:
-            last, name = event.start_time_ns, event.name
-    return name.replace("::", ".")
+            last, name = event.start_time_ns, event.name.replace("::", ".")
+    return last, name
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from willfit._real.history import History, HistoryEntry, OutOfMemoryEntry
-from willfit._real.timeline import MemoryEvent, NoteEvent
+from willfit._real.timeline import Event, MemoryEvent, NoteEvent
 from willfit._replay import OutOfMemoryPlace, PhasePeak
 from willfit._trace.cuda.gemm import lt_workspace_size, workspace_size
 from willfit._trace.trace import Allocation, Mark, Phase, Role
@@ -78,10 +78,19 @@ class _Boundaries:
 
 
 class Writer:
-    """Goes through the records once, in order."""
+    """Goes through the records once, in order.
 
-    def __init__(self, notes: list[Note], compute_capability: tuple[int, int]) -> None:
+    Args:
+        notes: the follower's.
+        compute_capability: of the GPU, by which cuBLAS's workspaces have their size.
+        others: bytes that tensors outside of the job hold on the device.
+        base_reserved: bytes that the allocator holds for the job's own tensors before the run.
+    """
+
+    def __init__(self, notes: list[Note], compute_capability: tuple[int, int], others: int, base_reserved: int) -> None:
         self._notes = notes
+        self._others = others
+        self._base_reserved = base_reserved
         self._workspaces = {workspace_size(compute_capability), lt_workspace_size()}
         self._born: list[_Born] = []
         self._events = array("q")
@@ -95,13 +104,16 @@ class Writer:
         self._last_call = 0
         self._enter(0, "placement")
 
-    def write(self, events: list[MemoryEvent | NoteEvent], history: History | None) -> Recording:
+    def write(self, events: list[Event], history: History | None) -> Recording:
         """Put the profiler's events and, on CUDA, the allocator's history together."""
+        place = None
         for event, entry in _paired(events, None if history is None else history.entries):
             if isinstance(event, NoteEvent):
                 self._read(self._notes[event.number], event.thread)
-            else:
+            elif isinstance(event, MemoryEvent):
                 self._memory(event, entry)
+            elif history is not None and history.out_of_memory is not None:
+                place = self._place(history.out_of_memory, event.op)
         allocations = [
             Allocation(b.size, b.role, b.step, b.phase, b.module, b.op, b.source, b.stream) for b in self._born
         ]
@@ -110,10 +122,9 @@ class Writer:
             for f in self._figures
             if f.events
         ]
-        return Recording(allocations, self._events, self._marks, phases)
+        return Recording(allocations, self._events, self._marks, phases, place)
 
-    def place(self, failed: OutOfMemoryEntry, op: str) -> OutOfMemoryPlace:
-        """Where memory ran out, which is where the records end."""
+    def _place(self, failed: OutOfMemoryEntry, op: str) -> OutOfMemoryPlace:
         figures = self._figures[-1]
         return OutOfMemoryPlace(
             step=figures.step,
@@ -144,6 +155,8 @@ class Writer:
                 if address in self._live:
                     born = self._born[self._live[address]]
                     born.role, born.module, born.op = role, module, "placement"
+            case ("found", role, module, address, size, block):
+                self._found(role, module, address, size, block)
             case ("role", role, addresses):
                 for address in addresses:
                     if address in self._live:
@@ -156,6 +169,17 @@ class Writer:
                 self._backward_source = source
             case ("empty cache",):
                 self._events.append(0)
+
+    def _found(self, role: Role, module: str, address: int, size: int, block: int) -> None:
+        """A tensor of the job that was on the device before."""
+        self._live[address] = len(self._born)
+        self._born.append(_Born(size, role, 0, "placement", module, "placement", "", 0))
+        self._events.append(len(self._born))
+        figures = self._figures[-1]
+        figures.events += 1
+        figures.allocated += block
+        figures.reserved = figures.peak_reserved = max(figures.reserved, self._base_reserved)
+        figures.peak_allocated = max(figures.peak_allocated, figures.allocated)
 
     def _enter(self, step: int, phase: Phase) -> None:
         before = self._figures[-1] if self._figures else _PhaseFigures(0, "placement", 0, 0, 0, 0)
@@ -180,7 +204,7 @@ class Writer:
         figures = self._figures[-1]
         figures.events += 1
         figures.allocated += event.size
-        figures.reserved = event.reserved or figures.reserved
+        figures.reserved = max(0, event.reserved - self._others) if event.reserved else figures.reserved
         figures.peak_allocated = max(figures.peak_allocated, figures.allocated)
         figures.peak_reserved = max(figures.peak_reserved, figures.reserved)
 
@@ -204,16 +228,14 @@ class Writer:
         return self._boundaries[thread].module(event.node) if thread in self._boundaries else ""
 
 
-def _paired(
-    events: list[MemoryEvent | NoteEvent], recorded: list[HistoryEntry] | None
-) -> Iterator[tuple[MemoryEvent | NoteEvent, HistoryEntry | None]]:
+def _paired(events: list[Event], recorded: list[HistoryEntry] | None) -> Iterator[tuple[Event, HistoryEntry | None]]:
     """The profiler's events, each with its entry in the allocator's history.
 
     The profiler follows the job's thread and autograd's; what other threads did is in the history alone, and left out.
     """
     position = 0
     for event in events:
-        if recorded is None or isinstance(event, NoteEvent):
+        if recorded is None or not isinstance(event, MemoryEvent):
             yield event, None
             continue
         while position < len(recorded) and not _same(event, recorded[position]):

@@ -41,6 +41,8 @@ class Follower(ABC):
         """Upper bound on what cuDNN takes for one convolution."""
         self.made_with_gpu = torch.cuda.is_available()
         """Whether there was a GPU where the job was made: what is switched off there is so on purpose."""
+        self.shares_data = True
+        """Whether the job's copy may have the user's own large tensors on the CPU, as nothing changes them there."""
         self.after_backward: Callable[[], None] = lambda: None
         """Called when a backward pass has ended: the gradients are there."""
         self._phase: Phase = "placement"
@@ -81,6 +83,10 @@ class Follower(ABC):
     @abstractmethod
     def _module_changed(self) -> None:
         """Another module runs now, or none."""
+
+    def collect_garbage(self) -> None:
+        """Free what is in cycles, at the end of a phase, so that a run is the same each time."""
+        gc.collect(1)
 
     def backward_begins(self) -> None:  # noqa: B027 - most need nothing here
         """Called on the thread that calls backward, before the first node runs."""
@@ -167,7 +173,7 @@ def _backward(follower: Follower) -> Callable[..., Any]:
         finally:
             if not nested:
                 follower.after_backward()
-                gc.collect(1)
+                follower.collect_garbage()
                 follower.enter("optimizer step")
 
     return run

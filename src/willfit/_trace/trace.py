@@ -10,9 +10,11 @@ Role = Literal[
     "parameters", "buffers", "gradients", "optimizer states", "activations", "inputs", "workspaces", "temporaries"
 ]
 Phase = Literal["placement", "forward", "backward", "optimizer step"]
+Engine = Literal["symbolic", "emulated"]
 
 ROLES: tuple[Role, ...] = get_args(Role)
 PHASES: tuple[Phase, ...] = get_args(Phase)
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +83,5 @@ class Trace:
     """Upper bound in bytes on the workspace that cuDNN may take beside what was traced; 0 without convolutions."""
     steps: int = field(default=1)
     """How many optimisation steps were traced."""
+    engine: Engine = "symbolic"
+    """What followed the job: the rules on fake tensors, or PyTorch's own CUDA code on an emulated GPU."""
