@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import CodeType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -48,7 +50,8 @@ class RealFollower(Follower):
             self._profile = torch.profiler.profile(
                 activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
             )
-            self._profile.start()
+            with patch.dict(os.environ, {"KINETO_LOG_LEVEL": os.environ.get("KINETO_LOG_LEVEL", "99")}):
+                self._profile.start()  # which says so on stderr otherwise
             stack.callback(self._stop_profile)
             stack.callback(self.release)
             self._scope.__enter__()
@@ -166,6 +169,26 @@ class RealFollower(Follower):
             self.convolution_workspace,
             steps,
         )
+
+
+class CopyingFollower(RealFollower):
+    """An engine whose kernels compute: what is placed has the user's values, or zeros where they are on meta."""
+
+    def __init__(
+        self, device: torch.device, compute_capability: tuple[int, int] = (0, 0), multiprocessors: int = 0
+    ) -> None:
+        super().__init__(device, compute_capability, multiprocessors)
+        self.shares_data = False
+
+    def place(self, meta: torch.Tensor, role: Role, module: str, original: torch.Tensor) -> torch.Tensor:
+        """Allocate a tensor of the job on the device, with its values."""
+        placed = super().place(meta, role, module, original)
+        with torch.no_grad():
+            if original.device.type == "meta":
+                placed.zero_()
+            else:
+                placed.copy_(original.detach())
+        return placed
 
 
 def until_memory_runs_out(run: Callable[[], Trace]) -> Trace | None:

@@ -11,19 +11,18 @@ from typing import Any
 
 import torch
 
-from willfit._real.follower import RealFollower
+from willfit._real.follower import CopyingFollower
 from willfit._trace.trace import Role
 from willfit._verify.memory import available_memory
 
 _CHANGED_BY_A_STEP = ("buffers", "gradients", "inputs")
 
 
-class Borrower(RealFollower):
+class Borrower(CopyingFollower):
     """Follows a copy of the job that shares the memory of the user's tensors."""
 
     def __init__(self, device: torch.device, compute_capability: tuple[int, int], multiprocessors: int) -> None:
         super().__init__(device, compute_capability, multiprocessors)
-        self.shares_data = False
         self._borrowed: dict[int, tuple[torch.Tensor, int, torch.UntypedStorage | None]] = {}
         self._blocks = _block_sizes(device)
         self._room = available_memory() // 2
@@ -31,22 +30,13 @@ class Borrower(RealFollower):
     def place(self, meta: torch.Tensor, role: Role, module: str, original: torch.Tensor) -> torch.Tensor:
         """The user's own memory where that is on the device; else a copy."""
         if original.device != self.device:
-            return self._copied(meta, role, module, original)
+            return super().place(meta, role, module, original)
         storage = original.untyped_storage()
         if storage.data_ptr() not in self._borrowed:
             size, address = storage.nbytes(), storage.data_ptr()
             self._borrowed[address] = original, original._version, self._kept(storage, role)
             self._note(("found", role, module, address, size, self._blocks.get(address, size)))
         return original.detach()
-
-    def _copied(self, meta: torch.Tensor, role: Role, module: str, original: torch.Tensor) -> torch.Tensor:
-        placed = super().place(meta, role, module, original)
-        with torch.no_grad():
-            if original.device.type == "meta":
-                placed.zero_()
-            else:
-                placed.copy_(original.detach())
-        return placed
 
     def _kept(self, storage: torch.UntypedStorage, role: Role) -> torch.UntypedStorage | None:
         if role not in _CHANGED_BY_A_STEP:

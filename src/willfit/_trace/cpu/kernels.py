@@ -1,0 +1,89 @@
+"""Rules for single CPU kernels: what they take besides their outputs, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from willfit._trace.overrides import overload
+
+if TYPE_CHECKING:
+    from willfit._trace.cpu.recorder import CpuRecorder
+
+
+@dataclass(slots=True)
+class CpuCall:
+    """One call of an operator, whose rule decides when its outputs are given."""
+
+    recorder: CpuRecorder
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def run(self) -> Any:
+        """The outputs of the operator, given now."""
+        return self.recorder.run(self.func, self.args, self.kwargs)
+
+    def as_composite(self) -> Any:
+        """The operator by the others that it is made of."""
+        return self.recorder.run_composite(self.func, self.args, self.kwargs)
+
+    def on_meta(self) -> Any:
+        """What the outputs will be like."""
+        return self.recorder.on_meta(self.func, self.args, self.kwargs)
+
+    def born(self, meta: torch.Tensor) -> torch.Tensor:
+        """One of the outputs, given now."""
+        return self.recorder.born(meta, self.func)
+
+    def take(self, nbytes: int) -> int:
+        """Memory that the kernel takes; returns its handle, for ``give_back``."""
+        return self.recorder.allocate(nbytes)
+
+    def give_back(self, *handles: int) -> None:
+        """Memory that the kernel gives back."""
+        for handle in handles:
+            self.recorder.free(handle)
+
+    @contextmanager
+    def temporary(self, *sizes: int) -> Iterator[None]:
+        """Hold temporaries of these many bytes, given in this order, given back in the reverse one."""
+        handles = [self.take(size) for size in sizes]
+        try:
+            yield
+        finally:
+            self.give_back(*reversed(handles))
+
+
+CpuRule = Callable[[CpuCall], Any]
+
+_rules: dict[str, CpuRule] = {}
+
+
+def cpu_kernel(*names: str) -> Callable[[CpuRule], CpuRule]:
+    """Register a rule for operators such as ``"native_batch_norm"`` of aten."""
+
+    def register(rule: CpuRule) -> CpuRule:
+        for name in names:
+            assert name not in _rules, f"two rules for aten::{name} on the CPU"
+            _rules[name] = rule
+        return rule
+
+    return register
+
+
+def cpu_rules() -> dict[Any, CpuRule]:
+    """Every rule by operator, for those that this version of PyTorch has."""
+    from willfit._trace.cpu import (  # noqa: F401 - importing them registers the rules
+        attention,
+        convolution,
+        normalization,
+        pointwise,
+        products,
+    )
+
+    return {op: rule for name, rule in _rules.items() if (op := overload(name)) is not None}
