@@ -158,9 +158,7 @@ class Placement:
         large = tensor.layout == torch.strided and tensor.untyped_storage().nbytes() > MOST_BYTES
         if large and self._recorder.shares_data:
             return tensor
-        copied = tensor.detach().clone().requires_grad_(tensor.requires_grad)
-        self._recorder.own_cpu_tensor(copied)
-        return copied
+        return self._recorder.copy_on_cpu(tensor).requires_grad_(tensor.requires_grad)
 
 
 def check_tensor(what: str, tensor: torch.Tensor) -> None:

@@ -60,6 +60,12 @@ class Follower(ABC):
     def as_parameter(self, tensor: torch.Tensor, requires_grad: bool) -> torch.Tensor:
         """A placed tensor as a parameter."""
 
+    def copy_on_cpu(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy of a tensor of the user's on the CPU, which belongs to the job's copy."""
+        copied = tensor.detach().clone()
+        self.own_cpu_tensor(copied)
+        return copied
+
     @abstractmethod
     def own_cpu_tensor(self, tensor: torch.Tensor) -> None:
         """A CPU tensor that belongs to the job's copy: it may be changed in place."""

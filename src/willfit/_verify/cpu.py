@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 _ROOM = 1.1  # of the predicted peak: memory that the C library does not give back at once
 _NOTES = (
     "it is the CPU's memory: what CUDA takes besides (cuBLAS, its own kernels, the caching allocator) is not in it",
-    "what oneDNN and MKL take past PyTorch's allocator is not measured",
+    "what oneDNN and MKL take past PyTorch's allocator is not measured; oneDNN's scratch for products of matrices in "
+    "lower precision is measured and not predicted",
 )
 
 

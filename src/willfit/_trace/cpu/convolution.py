@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from willfit._trace.cpu.kernels import CpuCall, cpu_kernel
+from willfit._trace.cuda.composing import suggested_format
 from willfit._trace.kernels import nbytes
 
 _KNOWN_BY_ONEDNN = (
@@ -23,6 +24,11 @@ _KNOWN_BY_ONEDNN = (
 
 def _block() -> int:
     return 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
+
+
+_DENSE = torch.contiguous_format
+_LAST_BY_DIMENSIONS = {4: torch.channels_last, 5: torch.channels_last_3d}
+_LAST = tuple(_LAST_BY_DIMENSIONS.values())
 
 
 def _padded(channels: int) -> int:
@@ -43,10 +49,16 @@ def _blocked_weight(weight: torch.Tensor, groups: int) -> int:
     return _padded(weight.size(0)) * inner * window
 
 
-def _is_last(tensor: torch.Tensor) -> bool:
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    last = formats.get(tensor.dim())
-    return last is not None and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=last)
+def _is_last(*tensors: torch.Tensor) -> bool:
+    """mkldnn_conv_use_channels_last and thnn_conv_use_channels_last: where one of them is, the output is."""
+    return any(suggested_format(tensor) in _LAST for tensor in tensors)
+
+
+def _output(call: CpuCall, x: torch.Tensor, weight: torch.Tensor, options: tuple[Any, ...]) -> torch.Tensor:
+    """What the output will be like; on meta it is dense whatever the input is."""
+    out: torch.Tensor = call.recorder.on_meta(torch.ops.aten.convolution.default, (x, weight, *options), {})
+    with torch._C._DisableTorchDispatch():
+        return out.contiguous(memory_format=_LAST_BY_DIMENSIONS[x.dim()] if _is_last(x, weight) else _DENSE)
 
 
 @cpu_kernel("mkldnn_convolution")
@@ -66,8 +78,8 @@ def transposed_convolution(call: CpuCall) -> Any:
 def _forward(call: CpuCall, x: torch.Tensor, weight: torch.Tensor, options: tuple[Any, ...]) -> torch.Tensor:
     call.recorder.assume(_KNOWN_BY_ONEDNN)
     groups = options[-1]
-    out = call.recorder.on_meta(torch.ops.aten.convolution.default, (x, weight, *options), {})
-    if _is_last(x) or _is_last(weight):
+    out = _output(call, x, weight, options)
+    if _is_last(x, weight):
         given = call.born(out)
         with call.temporary(_blocked_weight(weight, groups)):
             pass
@@ -92,7 +104,7 @@ def convolution_backward(call: CpuCall) -> Any:
     if torch._C._select_conv_backend(x, weight, None, *call.args[4:10]) not in _BY_ONEDNN:
         return call.as_composite()
     groups, mask = call.args[9], call.args[10]
-    last = _is_last(x) or _is_last(weight) or _is_last(gradient)
+    last = _is_last(x, weight, gradient)
     inputs = weights = bias = None
     outputs = list(call.on_meta())
     if mask[0]:
@@ -123,10 +135,36 @@ def convolution_backward(call: CpuCall) -> Any:
 @cpu_kernel("_slow_conv2d_forward")
 def unfolded(call: CpuCall) -> Any:
     """All windows of all images side by side, unless they are single pixels."""
-    x, weight = call.args[:2]
-    out = call.run()
-    if math.prod(weight.shape[2:]) > 1:
-        columns = x.size(0) * x.size(1) * math.prod(weight.shape[2:]) * math.prod(out.shape[2:]) * x.itemsize
-        with call.temporary(columns):
-            pass
+    x, weight, _, bias, stride, padding = call.args
+    options = (bias, stride, padding, [1, 1], False, [0, 0], 1)
+    out = call.born(_output(call, x, weight, options))
+    with call.temporary(*_columns(x, weight, out)):
+        pass
     return out
+
+
+@cpu_kernel("_slow_conv2d_backward.output_mask")
+def unfolded_backward(call: CpuCall) -> Any:
+    """The gradients of input, bias and weight, the first and last by way of the windows."""
+    gradient, x, weight = call.args[:3]
+    mask = call.args[6]
+    inputs = call.born(_like(x)) if mask[0] else None
+    if mask[0]:
+        with call.temporary(*_columns(x, weight, gradient)):
+            pass
+    bias = call.born(_like(weight, weight.size(0))) if mask[2] else None
+    weights = call.born(_like(weight)) if mask[1] else None
+    if mask[1]:
+        with call.temporary(*_columns(x, weight, gradient)):
+            pass
+    return inputs, weights, bias
+
+
+def _columns(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> list[int]:
+    window = math.prod(weight.shape[2:])
+    return [x.size(0) * x.size(1) * window * math.prod(out.shape[2:]) * x.itemsize] if window > 1 else []
+
+
+def _like(tensor: torch.Tensor, *shape: int) -> torch.Tensor:
+    with torch._C._DisableTorchDispatch():
+        return torch.empty(shape or tensor.shape, dtype=tensor.dtype, device="meta")

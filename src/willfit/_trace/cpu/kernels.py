@@ -83,6 +83,7 @@ def cpu_rules() -> dict[Any, CpuRule]:
         convolution,
         normalization,
         pointwise,
+        pooling,
         products,
     )
 

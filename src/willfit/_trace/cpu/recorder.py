@@ -25,7 +25,7 @@ from willfit._trace.trace import Allocation, JobSummary, Mark, Phase, Role, Trac
 
 _META = torch.device("meta")
 _aten = torch.ops.aten
-_EXPLICIT = torch._C.DispatchKey.CompositeExplicitAutograd
+_COMPOSITES = (torch._C.DispatchKey.CompositeExplicitAutograd, torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
 class CpuRecorder(TorchDispatchMode, Follower):
@@ -70,7 +70,7 @@ class CpuRecorder(TorchDispatchMode, Follower):
     def run_composite(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An operator by the others that it is made of."""
         with self:
-            return func._op_dk(_EXPLICIT, *args, **kwargs)
+            return func._op_dk(next(key for key in _COMPOSITES if _has_kernel(func, key)), *args, **kwargs)
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The outputs of an operator, which nobody computes."""
@@ -149,6 +149,14 @@ class CpuRecorder(TorchDispatchMode, Follower):
         finally:
             self._modules.pop()
         return placed
+
+    def copy_on_cpu(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy with its values."""
+        with torch._C._DisableTorchDispatch():
+            copied = tensor.detach().clone()
+        self._born(copied, "placement", "temporaries")
+        self.own_cpu_tensor(copied)
+        return copied
 
     def as_parameter(self, tensor: torch.Tensor, requires_grad: bool) -> torch.Tensor:
         """A parameter over a placed tensor."""
@@ -247,12 +255,13 @@ def _as_meta(tensor: torch.Tensor) -> torch.Tensor:
 
 def _is_composite(func: Any) -> bool:
     """Whether an operator has no kernel of its own on the CPU, and is made of others; oneDNN's are not."""
-    name = func.name()
-    if "mkldnn" in name:
+    if "mkldnn" in func.name():
         return False
-    return not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU") and bool(
-        torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeExplicitAutograd")
-    )
+    return not _has_kernel(func, torch._C.DispatchKey.CPU) and any(_has_kernel(func, key) for key in _COMPOSITES)
+
+
+def _has_kernel(func: Any, key: Any) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key))
 
 
 def _number(tensor: torch.Tensor, value: int) -> Any:
