@@ -60,9 +60,7 @@ def main() -> None:
         print(f"{name:40} {measured}{differs} {predicted} {time.perf_counter() - start:.0f} s", flush=True)
         if options.record:
             record(found, options.record)
-    print(
-        f"{len(names)} cases: {as_recorded} as recorded to the byte, {as_predicted} as predicted to the byte in every phase"
-    )
+    print(f"{len(names)} cases: {as_recorded} as recorded to the byte, {as_predicted} as predicted in every phase")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +32,20 @@ def main(folder: str) -> None:
     where = Path(folder)
     request: Request = pickle.loads((where / REQUEST).read_bytes())
     sys.path.extend(path for path in request.path if path not in sys.path)
-    seconds = {}
     import torch  # noqa: F401 - once for all runs
 
-    seconds["import torch"] = time.perf_counter() - start
-    job = _received(where, request)
-    seconds["receive the job"] = time.perf_counter() - start - seconds["import torch"]
-    free = _in_a_fork(where / FREE, request, job, None, seconds)
+    seconds = {"import torch": time.perf_counter() - start}
+    free = _in_a_fork(where, FREE, request, None, seconds)
     if request.capacity is not None and isinstance(free, Ran) and free.peak_reserved > request.capacity:
-        _in_a_fork(where / LIMITED, request, job, request.capacity, seconds)
+        _in_a_fork(where, LIMITED, request, request.capacity, seconds)
 
 
-def _in_a_fork(file: Path, request: Request, job: Any, limit: int | None, seconds: dict[str, float]) -> Ran | Failed:
+def _in_a_fork(where: Path, name: str, request: Request, limit: int | None, seconds: dict[str, float]) -> Ran | Failed:
+    """A run in a process that has PyTorch, and has not looked for a GPU yet."""
     child = os.fork()
     if child == 0:
         _end_with_the_parent()
-        file.write_bytes(pickle.dumps(_result(request, job, limit, seconds)))
+        (where / name).write_bytes(pickle.dumps(_result(where, request, limit, seconds)))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -56,7 +54,7 @@ def _in_a_fork(file: Path, request: Request, job: Any, limit: int | None, second
         if os.WTERMSIG(status) != signal.SIGKILL:
             signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
         os.kill(os.getpid(), os.WTERMSIG(status))
-    result: Ran | Failed = pickle.loads(file.read_bytes())
+    result: Ran | Failed = pickle.loads((where / name).read_bytes())
     return result
 
 
@@ -64,28 +62,16 @@ def _end_with_the_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _received(where: Path, request: Request) -> Any:
-    """The job, or the exception that unpacking it raised; None where a run imports it itself."""
-    if request.target is not None:
-        return None
-    from willfit._emulator.wire import unpack
-
-    try:
-        return unpack((where / JOB).read_bytes())
-    except Exception as error:
-        return error
-
-
-def _result(request: Request, job: Any, limit: int | None, seconds: dict[str, float]) -> Ran | Failed:
+def _result(where: Path, request: Request, limit: int | None, seconds: dict[str, float]) -> Ran | Failed:
     from willfit._errors import WillfitError
     from willfit._target import user_frames
 
+    if limit is not None:
+        os.environ["WILLFIT_GPU_LIMIT"] = str(limit)
+    start = time.perf_counter()
     try:
-        if isinstance(job, Exception):
-            raise job
-        with ExitStack() as stack:
-            job = stack.enter_context(_imported(request.target)) if request.target else job
-            return _run(request, job, limit, seconds)
+        with _job(where, request) as job:
+            return _run(request, job, limit, {**seconds, "receive the job": time.perf_counter() - start})
     except WillfitError as error:
         return Failed(type(error).__name__, str(error), user_frames(error.__cause__) if error.__cause__ else "")
     except SystemExit as error:
@@ -95,14 +81,17 @@ def _result(request: Request, job: Any, limit: int | None, seconds: dict[str, fl
 
 
 @contextmanager
-def _imported(target: str) -> Iterator[Any]:
-    """The job of a target. What it puts on the GPU by itself is taken off again, to be placed like all else."""
+def _job(where: Path, request: Request) -> Iterator[Any]:
+    """The job that was sent, or that of the target; what a target put on the GPU itself is placed like all else."""
     import torch
 
     from willfit._emulator.wire import Job, pack, unpack
     from willfit._target import imported
 
-    with imported(target) as build:
+    if request.target is None:
+        yield unpack((where / JOB).read_bytes())
+        return
+    with imported(request.target) as build:
         model, optimizer, batch, *step = build()
         job = Job(model, optimizer, batch, step[0] if step else None, None, made_with_gpu=True)
         if torch.cuda.is_initialized():
@@ -118,20 +107,27 @@ def _run(request: Request, job: Any, limit: int | None, seconds: dict[str, float
     from willfit._emulator.values import Answers
     from willfit._job import check_job, default_step
     from willfit._real.follower import RealFollower, until_memory_runs_out
+    from willfit._real.writer import Before
     from willfit._run import Run
     from willfit._trace.made_before import autocast_contexts_enabled
+    from willfit._trace.masks import masks_as_under_tracing
     from willfit._trace.surroundings import nothing_left_behind
 
-    if limit is not None:
-        os.environ["WILLFIT_GPU_LIMIT"] = str(limit)
     check_job(job.model, job.optimizer, job.step, job.loss, request.steps)
     device = request.device
     start = time.perf_counter()
     follower = RealFollower(torch.device("cuda", 0), device.compute_capability, device.multiprocessors)
     follower.made_with_gpu = job.made_with_gpu
+    follower.before = Before(capacity=limit)
     for note in job.notes:
         follower.assume(note)
-    with nothing_left_behind(), follower.at_work(), Answers(follower).given(), autocast_contexts_enabled(follower):
+    with (
+        nothing_left_behind(),
+        follower.at_work(),
+        Answers(follower).given(),
+        autocast_contexts_enabled(follower),
+        masks_as_under_tracing(follower),
+    ):
         run = Run(follower, job.model, job.optimizer, job.batch, job.step or default_step(job.loss))
         trace = until_memory_runs_out(lambda: run.steps(request.steps))
         stats = torch.cuda.memory_stats()

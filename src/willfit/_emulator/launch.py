@@ -104,7 +104,7 @@ def _start(interpreter: Interpreter, runtime: Path, device: Device, folder: str)
     command += [f"{name}={directory}" for name, directory in packages.items()]
     return subprocess.Popen(
         command,
-        env=_environment(runtime, device),
+        env=environment(runtime, device),
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -113,7 +113,8 @@ def _start(interpreter: Interpreter, runtime: Path, device: Device, folder: str)
     )
 
 
-def _environment(runtime: Path, device: Device) -> dict[str, str]:
+def environment(runtime: Path, device: Device) -> dict[str, str]:
+    """In which a process finds this GPU."""
     environment = {**os.environ, **_SETTINGS}
     environment.pop("CUDA_VISIBLE_DEVICES", None)
     for name, value in (("LD_PRELOAD", str(runtime / LIBRARY)), ("LD_LIBRARY_PATH", str(runtime))):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import io
 import mmap
 import os
@@ -18,6 +19,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import cloudpickle
@@ -121,6 +123,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
             return _blank, (type(value),), vars(value), None, None, _set_attributes
         elif isinstance(value, torch.optim.Optimizer):
             return _blank, (type(value),), vars(value), None, None, torch.optim.Optimizer.__setstate__
+        elif isinstance(value, types.FunctionType) and _is_copied_of_a_library(value):
+            return _named, (value.__module__, value.__qualname__)
         elif (special := _special(value)) is not None:
             return special
         reduced = super().reducer_override(value)
@@ -248,6 +252,21 @@ def _special(value: Any) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
     if numpy is not None and type(value) is numpy.ndarray and value.nbytes > MOST_BYTES and not value.dtype.hasobject:
         return _zeros, (value.shape, value.dtype)
     return None
+
+
+def _is_copied_of_a_library(function: types.FunctionType) -> bool:
+    """Whether this is a copy of what importing gives: it travels by its name, as a library's own functions do."""
+    if is_the_users(function.__code__.co_filename):
+        return False
+    try:
+        found = _named(function.__module__, function.__qualname__)
+    except (ImportError, AttributeError, TypeError):
+        return False
+    return found is not function and getattr(found, "__code__", None) is function.__code__
+
+
+def _named(module: str, name: str) -> Any:
+    return attrgetter(name)(importlib.import_module(module))
 
 
 def _weak(target: Any) -> Any:

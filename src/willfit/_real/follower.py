@@ -14,7 +14,7 @@ import torch
 from willfit._errors import JobError
 from willfit._real import history
 from willfit._real.timeline import NOTE, RUN, timeline
-from willfit._real.writer import Note, Recording, Writer
+from willfit._real.writer import Before, Note, Recording, Writer
 from willfit._trace.following import Follower, calling_line, line, phases_and_modules
 from willfit._trace.trace import JobSummary, Role, Trace
 
@@ -27,10 +27,7 @@ class RealFollower(Follower):
     ) -> None:
         super().__init__(compute_capability, multiprocessors)
         self.device = device
-        self.others = 0
-        """Bytes that tensors outside of the job hold on the device."""
-        self.base_reserved = 0
-        """Bytes that the allocator holds for the job's own tensors before the run."""
+        self.before = Before()
         self.recording: Recording | None = None
         """What was recorded; there once `record` was called."""
         self._notes: list[Note] = []
@@ -146,9 +143,7 @@ class RealFollower(Follower):
                 past = history.read(self.device.index or 0, self._outermost)
             failed = past is not None and past.out_of_memory is not None
             events = timeline(results, self.device.type, failed)
-            self.recording = Writer(self._notes, self.compute_capability, self.others, self.base_reserved).write(
-                events, past
-            )
+            self.recording = Writer(self._notes, self.compute_capability, self.before).write(events, past)
         return self.recording
 
     def release(self) -> None:

@@ -42,6 +42,18 @@ class Recording:
     """Where memory ran out; None if it did not."""
 
 
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What was on the device before a run, in bytes."""
+
+    others: int = 0
+    """What tensors outside of the job hold."""
+    reserved: int = 0
+    """What the allocator holds for the job's own tensors."""
+    capacity: int | None = None
+    """What the allocator may hold; None where it is not known."""
+
+
 @dataclass(slots=True)
 class _Born:
     size: int
@@ -83,14 +95,12 @@ class Writer:
     Args:
         notes: the follower's.
         compute_capability: of the GPU, by which cuBLAS's workspaces have their size.
-        others: bytes that tensors outside of the job hold on the device.
-        base_reserved: bytes that the allocator holds for the job's own tensors before the run.
+        before: what was on the device before the run.
     """
 
-    def __init__(self, notes: list[Note], compute_capability: tuple[int, int], others: int, base_reserved: int) -> None:
+    def __init__(self, notes: list[Note], compute_capability: tuple[int, int], before: Before) -> None:
         self._notes = notes
-        self._others = others
-        self._base_reserved = base_reserved
+        self._before = before
         self._workspaces = {workspace_size(compute_capability), lt_workspace_size()}
         self._born: list[_Born] = []
         self._events = array("q")
@@ -126,6 +136,7 @@ class Writer:
 
     def _place(self, failed: OutOfMemoryEntry, op: str) -> OutOfMemoryPlace:
         figures = self._figures[-1]
+        capacity = self._before.capacity or figures.reserved + failed.free
         return OutOfMemoryPlace(
             step=figures.step,
             phase=figures.phase,
@@ -134,9 +145,9 @@ class Writer:
             source=failed.source or (self._backward_source if figures.phase == "backward" else ""),
             requested=failed.requested,
             allocated=figures.allocated,
-            reserved=figures.reserved,
+            reserved=capacity - failed.free,  # after cached blocks were given back in vain
             free=failed.free,
-            capacity=figures.reserved + failed.free,
+            capacity=capacity,
         )
 
     # -- notes ------------------------------------------------------------------------------------------------
@@ -178,7 +189,7 @@ class Writer:
         figures = self._figures[-1]
         figures.events += 1
         figures.allocated += block
-        figures.reserved = figures.peak_reserved = max(figures.reserved, self._base_reserved)
+        figures.reserved = figures.peak_reserved = max(figures.reserved, self._before.reserved)
         figures.peak_allocated = max(figures.peak_allocated, figures.allocated)
 
     def _enter(self, step: int, phase: Phase) -> None:
@@ -204,7 +215,7 @@ class Writer:
         figures = self._figures[-1]
         figures.events += 1
         figures.allocated += event.size
-        figures.reserved = max(0, event.reserved - self._others) if event.reserved else figures.reserved
+        figures.reserved = max(0, event.reserved - self._before.others) if event.reserved else figures.reserved
         figures.peak_allocated = max(figures.peak_allocated, figures.allocated)
         figures.peak_reserved = max(figures.peak_reserved, figures.reserved)
 

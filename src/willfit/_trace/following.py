@@ -16,6 +16,7 @@ from unittest.mock import patch
 import torch
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from willfit._trace.known import KnownValues
 from willfit._trace.trace import JobSummary, Phase, Role, Trace
 
 _NOT_THE_USERS = (
@@ -41,6 +42,7 @@ class Follower(ABC):
         """Upper bound on what cuDNN takes for one convolution."""
         self.made_with_gpu = torch.cuda.is_available()
         """Whether there was a GPU where the job was made: what is switched off there is so on purpose."""
+        self.known = KnownValues(self.has_no_values)
         self.shares_data = True
         """Whether the job's copy may have the user's own large tensors on the CPU, as nothing changes them there."""
         self.after_backward: Callable[[], None] = lambda: None
@@ -65,6 +67,10 @@ class Follower(ABC):
         copied = tensor.detach().clone()
         self.own_cpu_tensor(copied)
         return copied
+
+    def has_no_values(self, tensor: torch.Tensor) -> bool:
+        """Whether this is a tensor of the job's that no kernel computes, so that what it holds means nothing."""
+        return False
 
     @abstractmethod
     def own_cpu_tensor(self, tensor: torch.Tensor) -> None:

@@ -17,7 +17,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from willfit._trace.fake import META, FakeCudaTensor, run_on_meta, storages_of
 from willfit._trace.following import Follower, calling_line, line
 from willfit._trace.kernels import Call, Rule, rules
-from willfit._trace.known import KnownValues
 from willfit._trace.shapes import shortcut
 from willfit._trace.trace import Allocation, JobSummary, Mark, Phase, Role, Trace
 
@@ -40,7 +39,6 @@ class Recorder(TorchDispatchMode, Follower):
         TorchDispatchMode.__init__(self)
         Follower.__init__(self, compute_capability, multiprocessors)
         self.stream = 0
-        self.known = KnownValues(lambda tensor: type(tensor) is FakeCudaTensor)
         self._rules: dict[Any, Rule] = rules()
         self._events = array("q")
         self._marks: list[Mark] = [Mark(0, 0, "placement")]

@@ -18,6 +18,7 @@ from willfit._trace.cuda import accumulation, autocast
 from willfit._trace.fake import CUDA, FakeCudaTensor
 from willfit._trace.following import phases_and_modules
 from willfit._trace.made_before import autocast_contexts_enabled
+from willfit._trace.masks import masks_as_under_tracing
 from willfit._trace.overrides import overrides_enabled
 from willfit._trace.recorder import Recorder
 from willfit._trace.surroundings import nothing_left_behind
@@ -179,9 +180,7 @@ def cuda_runtime(recorder: Recorder, device: Device) -> Iterator[None]:
             supported = [*lists._foreach_supported_types, FakeCudaTensor]
             stack.enter_context(patch.object(lists, "_foreach_supported_types", supported))
         stack.enter_context(patch.object(torch._C, "_group_tensors_by_device_and_dtype", _grouped_on_the_gpu()))
-        imports = sys.modules.get("transformers.utils.import_utils")
-        if hasattr(imports, "is_fake_tensor"):
-            stack.enter_context(patch.object(imports, "is_fake_tensor", _is_fake_to_transformers(recorder)))
+        stack.enter_context(masks_as_under_tracing(recorder))
         lifted = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") then copies through the dispatcher
         stack.callback(torch._C._set_only_lift_cpu_tensors, lifted)
@@ -189,21 +188,6 @@ def cuda_runtime(recorder: Recorder, device: Device) -> Iterator[None]:
         stack.enter_context(overrides_enabled())
         stack.enter_context(recorder)
         yield
-
-
-def _is_fake_to_transformers(recorder: Recorder) -> Callable[[Any], bool]:
-    """Transformers asks before it reads an attention mask, to see whether it can do without."""
-
-    def is_fake(value: Any) -> bool:
-        if not isinstance(value, FakeCudaTensor):
-            return False
-        recorder.assume(
-            "attention masks are made, as Transformers does for batches with padding; for a batch without any it may "
-            "leave them out and need less"
-        )
-        return True
-
-    return is_fake
 
 
 def _accelerator_answers(recorder: Recorder) -> dict[str, Any]:

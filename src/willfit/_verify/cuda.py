@@ -111,6 +111,7 @@ def _probe(job: JobToVerify, device: Device) -> tuple[Borrower, Trace | None, li
 
     from willfit._job import default_step, tensors_outside
     from willfit._real.follower import until_memory_runs_out
+    from willfit._real.writer import Before
     from willfit._run import Run
     from willfit._trace.surroundings import nothing_left_behind
     from willfit._verify.borrowing import Borrower
@@ -123,8 +124,9 @@ def _probe(job: JobToVerify, device: Device) -> tuple[Borrower, Trace | None, li
         stack.callback(torch.cuda.set_rng_state, torch.cuda.get_rng_state(index), index)
         stack.enter_context(nothing_left_behind())
         follower = Borrower(torch.device("cuda", index), device.compute_capability, device.multiprocessors)
-        follower.others = tensors_outside(job.model, job.optimizer, job.batch, index)
-        follower.base_reserved = max(0, torch.cuda.memory_reserved(index) - follower.others)
+        others = tensors_outside(job.model, job.optimizer, job.batch, index)
+        reserved = max(0, torch.cuda.memory_reserved(index) - others)
+        follower.before = Before(others, reserved, device.capacity)
         notes: list[str] = []
         stack.callback(lambda: notes.extend(follower.give_back()))
         with follower.at_work():

@@ -139,10 +139,13 @@ class Verification:
     @property
     def same_outcome(self) -> bool:
         """Whether memory runs out at the device's capacity in both or in neither."""
-        predicted = self.predicted
-        if predicted.device is None or not self.measurement.has_reserved:
+        predicted, measurement = self.predicted.out_of_memory, self.measurement
+        if self.predicted.device is None or not measurement.has_reserved:
             return True
-        return (predicted.out_of_memory is None) == (self.measurement.out_of_memory is None)
+        if measurement.out_of_memory is not None:
+            return predicted is not None
+        measured = measurement.comparable
+        return predicted is None or (measured is not None and (predicted.step, predicted.phase) not in measured)
 
     @property
     def agrees(self) -> bool:
