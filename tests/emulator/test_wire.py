@@ -112,14 +112,26 @@ class OnGpu(torch.Tensor):
     def device(self) -> torch.device:  # type: ignore[override]
         return torch.device("cuda", 0)
 
+    def cpu(self) -> torch.Tensor:  # type: ignore[override]
+        return self.as_subclass(torch.Tensor)
+
+
+def on_gpu(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.Tensor._make_subclass(OnGpu, tensor)
+
 
 def test_a_tensor_on_a_gpu_says_so_until_it_is_placed() -> None:
-    on_gpu = torch.Tensor._make_subclass(OnGpu, torch.zeros(4, 4, device="meta"))
-    arrived = sent(batch=[on_gpu]).batch[0]
+    arrived = sent(batch=[on_gpu(torch.zeros(4, 4))]).batch[0]
     assert arrived.device == torch.device("cuda", 0)
     assert arrived.is_cuda
     assert not arrived.is_meta
     assert arrived.untyped_storage().nbytes() == 64
+
+
+def test_small_ones_bring_their_values_along() -> None:
+    small, large = sent(batch=[on_gpu(torch.arange(6).view(2, 3)), on_gpu(torch.ones(2**17 + 1))]).batch
+    assert small.cpu().tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert large.cpu().is_meta
 
 
 # -- models and optimizers ---------------------------------------------------------------------------------------------

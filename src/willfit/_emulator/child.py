@@ -104,9 +104,9 @@ def _job(where: Path, request: Request) -> Iterator[Any]:
 def _run(request: Request, job: Any, limit: int | None, seconds: dict[str, float]) -> Ran:
     import torch
 
-    from willfit._emulator.values import Answers
+    from willfit._emulator.values import Answers, EmulatedFollower
     from willfit._job import check_job, default_step
-    from willfit._real.follower import RealFollower, until_memory_runs_out
+    from willfit._real.follower import until_memory_runs_out
     from willfit._real.writer import Before
     from willfit._run import Run
     from willfit._trace.made_before import autocast_contexts_enabled
@@ -116,7 +116,7 @@ def _run(request: Request, job: Any, limit: int | None, seconds: dict[str, float
     check_job(job.model, job.optimizer, job.step, job.loss, request.steps)
     device = request.device
     start = time.perf_counter()
-    follower = RealFollower(torch.device("cuda", 0), device.compute_capability, device.multiprocessors)
+    follower = EmulatedFollower(torch.device("cuda", 0), device.compute_capability, device.multiprocessors)
     follower.made_with_gpu = job.made_with_gpu
     follower.before = Before(capacity=limit)
     for note in job.notes:

@@ -31,6 +31,7 @@ from willfit._copying import MOST_BYTES, Copier
 from willfit._errors import JobError
 from willfit._globals import exchanged_globals, is_the_users
 from willfit._trace.fake import CUDA, META
+from willfit._trace.known import MOST_ELEMENTS
 
 _LOCKS = (type(threading.Lock()), type(threading.RLock()))
 _NORESERVE = 0x4000  # MAP_NORESERVE of Linux, which Python has a name for from 3.13 on
@@ -140,6 +141,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         after = [copy(hook) for hook in (getattr(tensor, "_post_accumulate_grad_hooks", None) or {}).values()]
         grad = tensor.grad if tensor.is_leaf else None
         state = (tensor.requires_grad, grad, attributes, hooks, after)
+        if what[0].kind == "cuda" and tensor.numel() <= MOST_ELEMENTS and not isinstance(tensor, nn.Parameter):
+            attributes["held"] = tensor.detach().cpu()
         return _tensor, (*what, isinstance(tensor, nn.Parameter)), state, None, None, _finish_tensor
 
     def _storage(self, tensor: torch.Tensor) -> _Storage:
@@ -157,7 +160,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
 
 
 class _OnGpu(torch.Tensor):
-    """A tensor that lay on a GPU: its layout, until it is placed."""
+    """A tensor that lay on a GPU: its layout, until it is placed, and the values of a small one."""
+
+    held: torch.Tensor | None = None
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -172,6 +177,9 @@ class _OnGpu(torch.Tensor):
     @property
     def is_meta(self) -> bool:  # type: ignore[override]
         return False
+
+    def cpu(self) -> torch.Tensor:  # type: ignore[override]
+        return torch.empty(self.shape, dtype=self.dtype, device=META) if self.held is None else self.held
 
 
 @dataclass

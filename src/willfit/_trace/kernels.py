@@ -57,12 +57,17 @@ class Call:
 
     def argument(self, name: str, default: Any = None) -> Any:
         """The argument of that name in the operator's schema, given by position or by name."""
-        for position, argument in enumerate(self.func._schema.arguments):
-            if argument.name == name:
-                if position < len(self.args):
-                    return self.args[position]
-                return self.kwargs.get(name, argument.default_value if argument.has_default_value() else default)
-        return default
+        return argument_of(self.func, self.args, self.kwargs, name, default)
+
+
+def argument_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], name: str, default: Any = None) -> Any:
+    """The argument of that name in an operator's schema; ``default`` where it has neither that nor one of its own."""
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.name == name:
+            if position < len(args):
+                return args[position]
+            return kwargs.get(name, argument.default_value if argument.has_default_value() else default)
+    return default
 
 
 _DISPATCH_DIRECTORIES = (os.path.dirname(__file__), os.path.join(os.path.dirname(torch.__file__), "_dynamo"))

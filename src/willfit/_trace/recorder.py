@@ -122,6 +122,10 @@ class Recorder(TorchDispatchMode, Follower):
                     return True
         return False
 
+    def has_no_values(self, tensor: torch.Tensor) -> bool:
+        """Fake tensors have none."""
+        return type(tensor) is FakeCudaTensor
+
     def own_cpu_tensor(self, tensor: torch.Tensor) -> None:
         """A CPU tensor that belongs to the job's copy: it may be changed in place."""
         storage = tensor.untyped_storage()

@@ -81,6 +81,7 @@ def cpu_rules() -> dict[Any, CpuRule]:
     from willfit._trace.cpu import (  # noqa: F401 - importing them registers the rules
         attention,
         convolution,
+        indexing,
         normalization,
         pointwise,
         pooling,

@@ -51,18 +51,26 @@ class CpuRecorder(TorchDispatchMode, Follower):
         self.last_operator = func
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         if func is _aten._local_scalar_dense.default and not self._is_known(given[0]):
-            return _number(given[0], values.answer(self, given[0]))
-        if func.is_view or torch.Tag.inplace_view in func.tags:
-            return func(*args, **kwargs)
+            return values.value_of(self, given[0])
         if all(self._is_known(tensor) for tensor in given) and (given or self._is_small(func, args, kwargs)):
             out = func(*args, **kwargs)
             self._note_outputs(func, out, known=True)
             return out
+        out = self._given(func, args, kwargs)
+        self.known.after(func, args, kwargs, out)
+        return out
+
+    def _given(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What an operator returns that nobody computes."""
+        if func.is_view or torch.Tag.inplace_view in func.tags:
+            return func(*args, **kwargs)
         rule = self._rules.get(func)
         if rule is not None:
             return rule(CpuCall(self, func, args, kwargs))
         if func._schema.is_mutable:
-            return _written(func, args, kwargs)
+            for tensor in tree_leaves(written := _written(func, args, kwargs)):
+                self._known.pop(tensor.untyped_storage()._cdata, None)
+            return written[0] if len(func._schema.returns) == 1 else tuple(written[: len(func._schema.returns)]) or None
         if _is_composite(func):
             return self.run_composite(func, args, kwargs)
         return self.run(func, args, kwargs)
@@ -162,6 +170,10 @@ class CpuRecorder(TorchDispatchMode, Follower):
         """A parameter over a placed tensor."""
         return torch.nn.Parameter(tensor, requires_grad)
 
+    def has_no_values(self, tensor: torch.Tensor) -> bool:
+        """Whether nobody computes what a tensor holds."""
+        return not self._is_known(tensor)
+
     def own_cpu_tensor(self, tensor: torch.Tensor) -> None:
         """A tensor that holds what it would hold in a real run."""
         storage = tensor.untyped_storage()
@@ -226,17 +238,13 @@ class CpuRecorder(TorchDispatchMode, Follower):
         )
 
 
-def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What an operator returns that writes into its arguments: those."""
-    written = [
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments that an operator writes into, which are what it returns."""
+    return [
         args[i] if i < len(args) else kwargs.get(argument.name)
         for i, argument in enumerate(func._schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
-    returned = len(func._schema.returns)
-    if returned == 0:
-        return None
-    return written[0] if returned == 1 else tuple(written[:returned])
 
 
 def _unbacked(meta: torch.Tensor) -> torch.Tensor:
@@ -262,9 +270,3 @@ def _is_composite(func: Any) -> bool:
 
 def _has_kernel(func: Any, key: Any) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key))
-
-
-def _number(tensor: torch.Tensor, value: int) -> Any:
-    if tensor.dtype == torch.bool:
-        return bool(value)
-    return float(value) if tensor.is_floating_point() else value

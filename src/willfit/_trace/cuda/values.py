@@ -29,7 +29,7 @@ def item(call: Call) -> Any:
 
 def value_of(recorder: Follower, tensor: torch.Tensor) -> Any:
     """What a tensor of one element holds: its value where that is known, else what the policy says."""
-    if (known := _known(recorder, tensor)) is not None:
+    if (known := values_of(recorder, tensor)) is not None:
         return known.item()
     answer = _answer(recorder, tensor)
     if tensor.dtype == torch.bool:
@@ -39,7 +39,7 @@ def value_of(recorder: Follower, tensor: torch.Tensor) -> Any:
     return complex(answer) if tensor.is_complex() else answer
 
 
-def _known(recorder: Follower, tensor: torch.Tensor) -> torch.Tensor | None:
+def values_of(recorder: Follower, tensor: torch.Tensor) -> torch.Tensor | None:
     """The values of a tensor that the step is about to read, where they are known."""
     known = recorder.known.of(tensor)
     if known is not None and recorder.known.is_of_the_batch(tensor):
@@ -102,12 +102,21 @@ def equal(call: Call) -> Any:
     first, second = call.args
     if first.shape != second.shape:
         return False
-    answer = True
     if first.numel() and first is not second:
         same = operate(call, "eq.Tensor", first, second)
         alike = operate(call, "all", same)
-        answer = bool(operate(call, "_local_scalar_dense", alike))
-    return answer
+        del alike, same
+        return are_equal(call.recorder, first, second)
+    return True
+
+
+def are_equal(recorder: Follower, first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors of one shape are equal: yes, where that is not known."""
+    one, other = values_of(recorder, first), values_of(recorder, second)
+    if one is not None and other is not None:
+        return torch.equal(one, other)
+    _note(recorder, "torch.equal()", True)
+    return True
 
 
 @override("allclose")
@@ -139,7 +148,7 @@ def update_scale(call: Call) -> Any:
 
 def number_nonzero(recorder: Follower, tensor: torch.Tensor) -> int:
     """How many elements are nonzero: all, where that is not known."""
-    if (known := _known(recorder, tensor)) is not None:
+    if (known := values_of(recorder, tensor)) is not None:
         return int(known.count_nonzero())
     _note(recorder, "the number of nonzero elements (nonzero, masked_select, indexing by a mask)", "all of them")
     return tensor.numel()
@@ -147,7 +156,7 @@ def number_nonzero(recorder: Follower, tensor: torch.Tensor) -> int:
 
 def number_repeated(recorder: Follower, repeats: torch.Tensor) -> int:
     """How many elements repeat_interleave makes: one for each that it repeats, where that is not known."""
-    if (known := _known(recorder, repeats)) is not None:
+    if (known := values_of(recorder, repeats)) is not None:
         return int(known.sum())
     _note(recorder, "the output size of repeat_interleave()", "one element for each")
     return repeats.numel()
@@ -155,7 +164,7 @@ def number_repeated(recorder: Follower, repeats: torch.Tensor) -> int:
 
 def number_unique(recorder: Follower, tensor: torch.Tensor, dim: int | None = None, consecutive: bool = False) -> int:
     """How many elements, or rows, are unique: all, where that is not known."""
-    if (known := _known(recorder, tensor)) is not None:
+    if (known := values_of(recorder, tensor)) is not None:
         found = torch.unique_consecutive(known, dim=dim) if consecutive else torch.unique(known, dim=dim)
         return int(found.size(dim or 0))
     _note(recorder, "the number of unique elements", "all of them")
@@ -164,7 +173,7 @@ def number_unique(recorder: Follower, tensor: torch.Tensor, dim: int | None = No
 
 def largest_counted(recorder: Follower, tensor: torch.Tensor) -> int:
     """The largest number that bincount meets: 1, where that is not known."""
-    if (known := _known(recorder, tensor)) is not None:
+    if (known := values_of(recorder, tensor)) is not None:
         return int(known.max())
     _note(recorder, "the number of bins of bincount()", "what minlength asks for, at least 2")
     return 1
@@ -226,7 +235,7 @@ def known_on_cpu(recorder: Follower, tensor: torch.Tensor, dtype: torch.dtype | 
 
 def write(recorder: Follower, out: torch.Tensor, tensor: torch.Tensor) -> None:
     """Fill a copy on the CPU of a tensor on the GPU with its values, or small ones with those of the policy."""
-    if (known := _known(recorder, tensor)) is not None:
+    if (known := values_of(recorder, tensor)) is not None:
         out.copy_(known)
     elif tensor.numel() == 1:
         out.fill_(_answer(recorder, tensor))
