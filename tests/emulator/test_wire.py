@@ -113,7 +113,7 @@ class OnGpu(torch.Tensor):
         return torch.device("cuda", 0)
 
     def cpu(self) -> torch.Tensor:  # type: ignore[override]
-        return self.as_subclass(torch.Tensor)
+        return self.as_subclass(torch.Tensor).clone()
 
 
 def on_gpu(tensor: torch.Tensor) -> torch.Tensor:
