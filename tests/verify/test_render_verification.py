@@ -68,6 +68,6 @@ def test_every_line_fits_and_is_plain() -> None:
 
 
 def test_errors_are_short_whatever_their_size() -> None:
-    assert [signed(error) for error in (0.0, 0.0001, -0.02, 0.5, -0.9999, 1.5, float("inf"))] == [
-        *("exact", "+0.01 %", "-2.00 %", "+50.0 %", "-100.0 %", "+150 %", "+inf %"),
+    assert [signed(error) for error in (0.0, -0.00009, 0.0001, -0.02, 0.5, -0.9999, 1.5, float("inf"))] == [
+        *("exact", "< 0.01 %", "+0.01 %", "-2.00 %", "+50.0 %", "-100.0 %", "+150 %", "+inf %"),
     ]

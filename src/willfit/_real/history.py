@@ -54,8 +54,8 @@ def stop() -> None:
 
 
 def is_on() -> bool:
-    """Whether someone records."""
-    return bool(torch._C._cuda_isHistoryEnabled())
+    """Whether someone records. Nobody does before CUDA is in use; asking the allocator then would crash."""
+    return torch.cuda.is_initialized() and bool(torch._C._cuda_isHistoryEnabled())
 
 
 def read(device: int, outermost: CodeType | None) -> History:

@@ -89,13 +89,14 @@ def timeline(results: Any, device_type: str, failed: bool = False) -> list[Event
 def _last_operator(results: Any) -> tuple[int, str]:
     """When the operator began that began last, and its name."""
     last, name = 0, ""
-    stack = list(results.experimental_event_tree())
+    stack = [(root, _Context()) for root in results.experimental_event_tree()]
     while stack:
-        event = stack.pop()
-        stack.extend(event.children)
-        is_operator = "::" in event.name and event.name not in _FACTORIES and not event.name.startswith("autograd::")
+        event, context = stack.pop()
+        inner = _inside(event, event.name, context)
+        stack.extend((child, inner) for child in event.children)
+        is_operator = "::" in event.name and not event.name.startswith("autograd::")
         if is_operator and event.start_time_ns > last:
-            last, name = event.start_time_ns, event.name.replace("::", ".")
+            last, name = event.start_time_ns, inner.op
     return last, name
 
 

@@ -87,17 +87,20 @@ def _difference(paper: Paper, verification: Verification) -> None:
         return
     beyond = abs(verification.error) > verification.tolerance
     paper.title("Where they part" if beyond else "Where they part first, within what is allowed")
-    paper.paragraph(f"{_moment(difference)}: {_what(difference)}.", indent=2)
+    paper.paragraph(f"{_moment(difference)}: {_what(difference, verification)}.", indent=2)
 
 
-def _what(difference: Difference) -> str:
-    if not difference.op and not difference.module:
-        sizes = (
-            f"predicted {format_size(difference.predicted)}, measured {format_size(difference.measured)} at its peak"
-        )
-        return f"the same allocations in another order; {sizes}"
-    words = [_change(difference.predicted, "predicted"), _change(difference.measured, "measured")]
-    return " and ".join(words)
+def _what(difference: Difference, verification: Verification) -> str:
+    if difference.op or difference.module:
+        return f"{_change(difference.predicted, 'predicted')} and {_change(difference.measured, 'measured')}"
+    phase = next(
+        each for each in verification.phases if (each.step, each.phase) == (difference.step, difference.phase)
+    )
+    figure = "allocated at its end" if phase.worst == "allocated_at_end" else phase.worst.replace("_", " ")
+    known = "which allocation it is was not recorded"
+    if verification.measurement.trace is not None:
+        known = "the same allocations, in another order or of other block sizes"
+    return f"{difference.predicted:,} B {figure} predicted and {difference.measured:,} B measured; {known}"
 
 
 def _change(size: int, verb: str) -> str:
@@ -136,9 +139,11 @@ def _outside(paper: Paper, verification: Verification) -> None:
 
 
 def signed(error: float) -> str:
-    """A relative error for people: "+0.12 %", or "exact"."""
+    """A relative error for people: "+0.12 %", "exact", or "< 0.01 %" on either side."""
     if error == 0:
         return "exact"
+    if abs(error) < 0.0001:
+        return "< 0.01 %"
     digits = 2 if abs(error) < 0.1 else 1 if abs(error) < 1 else 0
     return f"{error:+.{digits}%}".replace("%", " %")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -78,7 +79,8 @@ class KnownValues:
     def give(self, tensor: torch.Tensor, values: torch.Tensor, *, of_the_batch: bool = False) -> None:
         """Let a tensor of the job have the values of the user's, which is not changed; of large ones none are kept."""
         if self._is_on_gpu(tensor) and values.numel() <= MOST_ELEMENTS and values.device.type != "meta":
-            copied = values.cpu().detach().clone()
+            with _not_followed():
+                copied = values.cpu().detach().clone()
             setattr(tensor, _NAME, _Value(lambda: copied, of_the_batch))
 
     def put_indices(self, indices: torch.Tensor, sparse: torch.Tensor) -> None:
@@ -156,8 +158,7 @@ class KnownValues:
             args, kwargs = tree_map_only(_Value, self._tensor_of, (args, kwargs))
             if kwargs.get("device") is not None:
                 kwargs = {**kwargs, "device": _CPU}
-            with torch._C._PreserveDispatchKeyGuard(), torch._C._DisableTorchDispatch():
-                torch._C._dispatch_tls_set_dispatch_key_excluded(OVERRIDES_KEY, True)
+            with _not_followed():
                 return func(*args, **kwargs)
         except Exception:  # an argument is not known after all, or the CPU does not have this operator for its dtype
             return _FAILED
@@ -182,6 +183,14 @@ class KnownValues:
             if (known := self.of(tensor)) is not None:
                 storage = known.untyped_storage()
                 self._lost[storage._cdata] = storage
+
+
+@contextmanager
+def _not_followed() -> Iterator[None]:
+    """What runs in the body is no part of the job."""
+    with torch._C._PreserveDispatchKeyGuard(), torch._C._DisableTorchDispatch():
+        torch._C._dispatch_tls_set_dispatch_key_excluded(OVERRIDES_KEY, True)
+        yield
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:

@@ -7,6 +7,7 @@ kept on the host meanwhile, and what was changed is put back.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,12 +19,24 @@ from willfit._verify.memory import available_memory
 _CHANGED_BY_A_STEP = ("buffers", "gradients", "inputs")
 
 
+@dataclass(frozen=True, slots=True)
+class _Borrowed:
+    original: torch.Tensor
+    role: Role
+    version: int
+    kept: torch.UntypedStorage | None
+
+    def may_have_changed(self) -> bool:
+        """Operators that change a tensor count up its version, but for those that write a batch norm's statistics."""
+        return self.role == "buffers" or self.original._version != self.version
+
+
 class Borrower(CopyingFollower):
     """Follows a copy of the job that shares the memory of the user's tensors."""
 
     def __init__(self, device: torch.device, compute_capability: tuple[int, int], multiprocessors: int) -> None:
         super().__init__(device, compute_capability, multiprocessors)
-        self._borrowed: dict[int, tuple[torch.Tensor, int, torch.UntypedStorage | None]] = {}
+        self._borrowed: dict[int, _Borrowed] = {}
         self._blocks = _block_sizes(device)
         self._room = available_memory() // 2
 
@@ -34,7 +47,7 @@ class Borrower(CopyingFollower):
         storage = original.untyped_storage()
         if storage.data_ptr() not in self._borrowed:
             size, address = storage.nbytes(), storage.data_ptr()
-            self._borrowed[address] = original, original._version, self._kept(storage, role)
+            self._borrowed[address] = _Borrowed(original, role, original._version, self._kept(storage, role))
             self._note(("found", role, module, address, size, self._blocks.get(address, size)))
         return original.detach()
 
@@ -49,12 +62,12 @@ class Borrower(CopyingFollower):
     def give_back(self) -> list[str]:
         """Put back what the run changed. Returns what could not be, in sentences."""
         lost = 0
-        for original, version, kept in self._borrowed.values():
-            if original._version != version:
-                if kept is None:
+        for each in self._borrowed.values():
+            if each.may_have_changed():
+                if each.kept is None:
                     lost += 1
                 else:
-                    original.untyped_storage().copy_(kept)
+                    each.original.untyped_storage().copy_(each.kept)
         self._borrowed.clear()
         if not lost:
             return []

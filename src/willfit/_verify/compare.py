@@ -80,9 +80,9 @@ def _figures(peak: PhasePeak, has_reserved: bool) -> Figures:
 
 
 def _in_phase(measurement: Measurement, phase: PhaseComparison) -> Difference:
-    """The first event of a phase that differs; the phase itself where traces do not tell."""
+    """The first event of a phase that differs; the figure that differs most where traces do not tell."""
     moment = (phase.step, phase.phase)
-    where = Difference(*moment, "", "", "", phase.predicted.peak_allocated, phase.measured.peak_allocated)
+    where = Difference(*moment, "", "", "", *(getattr(side, phase.worst) for side in (phase.predicted, phase.measured)))
     if measurement.trace is None:
         return where
     predicted = list(_events_within(measurement.predicted._trace, moment))

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from willfit._devices import Device
-from willfit._verify.surroundings import context_of_this_process, driver_version, versions
+from willfit._verify.surroundings import OTHERS, context_of_this_process, driver_version, versions
 from willfit._verify.verification import Measurement
 from willfit._verify.verifier import JobToVerify, Verifier
 
@@ -72,7 +72,8 @@ class CudaVerifier(Verifier):
             measured_context=context_of_this_process(device.index),
             driver=driver_version(),
             versions=versions(),
-            notes=(*notes, _NO_STEP),
+            notes=(*notes, *((OTHERS,) if follower.before.others else ()), _NO_STEP),
+            has_reserved=not follower.before.others,
             comparable=frozenset(_PASS) if ran_out is None else _before(ran_out),
             seconds={"probe": time.perf_counter() - start},
         )

@@ -7,6 +7,9 @@ import os
 import sys
 from contextlib import suppress
 
+OTHERS = "tensors that are not the job's are on the card, in segments that they share: reserved memory is not compared"
+"""What is said where there are some."""
+
 _PACKAGES = ("transformers", "peft", "accelerate", "bitsandbytes", "lightning", "torchvision", "timm", "trl")
 
 

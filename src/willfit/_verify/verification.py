@@ -19,7 +19,7 @@ class Figures:
     peak_allocated: int
     """The most that tensors held."""
     peak_reserved: int | None
-    """The most that the caching allocator held; None where there is none, as on the CPU."""
+    """The most that the caching allocator held; None where there is none, or where it is not the job's alone."""
     allocated_at_end: int
     """What tensors held when the phase was over."""
 
@@ -37,7 +37,13 @@ class PhaseComparison:
     @property
     def error(self) -> float:
         """Of its figures' relative errors the largest, with its sign: 0.01 where 1 % too much was predicted."""
-        return max(self.errors().values(), key=abs)
+        return self.errors()[self.worst]
+
+    @property
+    def worst(self) -> str:
+        """The figure with the largest error: ``"peak_allocated"``."""
+        errors = self.errors()
+        return max(errors, key=lambda figure: abs(errors[figure]))
 
     def errors(self) -> dict[str, float]:
         """The relative error of each figure, predicted against measured."""
@@ -61,9 +67,10 @@ class Difference:
     source: str
     """The user's line that led to it; "" where none is known."""
     predicted: int
-    """Bytes that were predicted there; negative where they are given back, 0 where nothing was predicted."""
+    """Bytes that were predicted there; negative where they are given back, 0 where nothing was predicted. Without a
+    module and an operator, the phase's figure that differs most."""
     measured: int
-    """Bytes that were measured there; negative where they are given back, 0 where nothing was."""
+    """Bytes that were measured there, in the same way."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ class Measurement:
     notes: tuple[str, ...] = ()
     """What is to be known of the measurement, in sentences."""
     has_reserved: bool = True
-    """False where there is no caching allocator, as on the CPU."""
+    """False where there is no caching allocator, as on the CPU, or where tensors beside the job are in its segments."""
     cumulative: bool = False
     """True where the peaks of a phase are those of all phases up to it, as a running program shows them."""
     comparable: frozenset[tuple[int, Phase]] | None = None
@@ -140,7 +147,7 @@ class Verification:
     def same_outcome(self) -> bool:
         """Whether memory runs out at the device's capacity in both or in neither."""
         predicted, measurement = self.predicted.out_of_memory, self.measurement
-        if self.predicted.device is None or not measurement.has_reserved:
+        if self.predicted.device is None:
             return True
         if measurement.out_of_memory is not None:
             return predicted is not None

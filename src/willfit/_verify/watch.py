@@ -16,7 +16,7 @@ from willfit._replay import PhasePeak
 from willfit._trace.following import Follower, phases_and_modules
 from willfit._trace.trace import JobSummary, Phase, Role, Trace
 from willfit._verify.compare import compare
-from willfit._verify.surroundings import context_of_this_process, driver_version, versions
+from willfit._verify.surroundings import OTHERS, context_of_this_process, driver_version, versions
 from willfit._verify.verification import Measurement, Verification, parse_tolerance
 from willfit._verify.verify import TOLERANCE
 
@@ -103,7 +103,8 @@ class Watch:
             measured_context=context_of_this_process(self._index),
             driver=driver_version(),
             versions=versions(),
-            notes=("peaks are those up to the end of each phase",),
+            notes=("peaks are those up to the end of each phase", *((OTHERS,) if self._others else ())),
+            has_reserved=not self._others,
             cumulative=True,
             comparable=frozenset((peak.step, peak.phase) for peak in meter.peaks),
         )

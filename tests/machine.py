@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -44,23 +43,16 @@ def same_version() -> bool:
     return interpreter().torch.partition("+")[0] == str(torch.__version__).partition("+")[0]
 
 
-def on_emulated_gpu(
-    script: str, *arguments: str, device: Device | None = None, more: Mapping[str, str] | None = None
-) -> str:
-    """Run a script as on a machine with that GPU; returns what it prints. For what needs a GPU in its own process."""
-    device = device or find_device("T4")
-    python = interpreter()
+def run_on_emulated_gpu(*arguments: str, device: Device | None = None, more: Mapping[str, str] | None = None) -> str:
+    """Run Python with these arguments as on a machine with that GPU; returns what it prints."""
+    python, card = interpreter(), device or find_device("T4")
     paths = os.pathsep.join([str(SOURCE), *_packages_missing_there(python.python)])
-    variables = {**environment(runtime_for(python), device), "PYTHONPATH": paths, **(more or {})}
-    variables.pop("WILLFIT_CUDA_PYTHON", None)  # that is the one that runs
-    ran = subprocess.run(
-        [python.python, "-c", script, *arguments],
-        env=variables,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    variables = {**environment(runtime_for(python), card), "WILLFIT_GPU_LIMIT": str(card.capacity)}
+    variables |= {"PYTHONPATH": paths, **(more or {})}
+    for name in ("WILLFIT_CUDA_PYTHON", "WILLFIT"):  # that Python is the one that runs, and guards are to be tested
+        variables.pop(name, None)
+    command = [python.python, *arguments]
+    ran = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=600)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
 
@@ -75,6 +67,3 @@ def _packages_missing_there(python: str) -> tuple[str, ...]:
         pytest.skip(f"{python} lacks {', '.join(lacking)}, which willfit depends on")
     return ()
 
-
-if __name__ == "__main__":
-    print(missing() or "ready", file=sys.stderr)
