@@ -66,4 +66,3 @@ def _packages_missing_there(python: str) -> tuple[str, ...]:
     if lacking:
         pytest.skip(f"{python} lacks {', '.join(lacking)}, which willfit depends on")
     return ()
-

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     )
     from willfit._footprint import Footprint
     from willfit._predict import predict
+    from willfit._replay import PhasePeak
     from willfit._verify.verification import Measurement, Verification
-    from willfit._verify.verifier import Verifier
+    from willfit._verify.verifier import JobToVerify, Verifier
     from willfit._verify.verify import verify
     from willfit._verify.watch import Watch, watch
     from willfit.hookspecs import hookimpl
@@ -33,7 +34,9 @@ __all__ = [
     "EmulatorError",
     "Footprint",
     "JobError",
+    "JobToVerify",
     "Measurement",
+    "PhasePeak",
     "TargetError",
     "TraceError",
     "UnavailableError",
@@ -61,7 +64,9 @@ _HOMES = {
     "EmulatorError": "_errors",
     "Footprint": "_footprint",
     "JobError": "_errors",
+    "JobToVerify": "_verify.verifier",
     "Measurement": "_verify.verification",
+    "PhasePeak": "_replay",
     "TargetError": "_errors",
     "TraceError": "_errors",
     "UnavailableError": "_errors",

@@ -93,9 +93,7 @@ def _difference(paper: Paper, verification: Verification) -> None:
 def _what(difference: Difference, verification: Verification) -> str:
     if difference.op or difference.module:
         return f"{_change(difference.predicted, 'predicted')} and {_change(difference.measured, 'measured')}"
-    phase = next(
-        each for each in verification.phases if (each.step, each.phase) == (difference.step, difference.phase)
-    )
+    phase = next(each for each in verification.phases if (each.step, each.phase) == (difference.step, difference.phase))
     figure = "allocated at its end" if phase.worst == "allocated_at_end" else phase.worst.replace("_", " ")
     known = "which allocation it is was not recorded"
     if verification.measurement.trace is not None:

@@ -77,9 +77,11 @@ def verify(
 
 def verify_job(job: JobToVerify, tolerance: str | float, using: str | None) -> Verification:
     """As `verify`, for a job in one piece."""
+    from willfit._devices import resolve_device
     from willfit._job import check_job
 
     allowed = parse_tolerance(tolerance)
+    resolve_device(job.on, job.capacity)  # what is wrong is refused by a verifier too that does not ask
     check_job(job.model, job.optimizer, job.step, job.loss, job.steps)
     verifier, passed_over = choose(job, using)
     return compare(verifier.name, verifier.measure(job), allowed, passed_over)

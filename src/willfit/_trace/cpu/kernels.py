@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from willfit._trace.kernels import OperatorCall
 from willfit._trace.overrides import overload
 
 if TYPE_CHECKING:
     from willfit._trace.cpu.recorder import CpuRecorder
 
 
-@dataclass(slots=True)
-class CpuCall:
-    """One call of an operator, whose rule decides when its outputs are given."""
+class CpuCall(OperatorCall):
+    """A call whose rule decides when its outputs are given."""
 
+    __slots__ = ()
     recorder: CpuRecorder
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
     def run(self) -> Any:
         """The outputs of the operator, given now."""
@@ -39,24 +35,6 @@ class CpuCall:
     def born(self, meta: torch.Tensor) -> torch.Tensor:
         """One of the outputs, given now."""
         return self.recorder.born(meta, self.func)
-
-    def take(self, nbytes: int) -> int:
-        """Memory that the kernel takes; returns its handle, for ``give_back``."""
-        return self.recorder.allocate(nbytes)
-
-    def give_back(self, *handles: int) -> None:
-        """Memory that the kernel gives back."""
-        for handle in handles:
-            self.recorder.free(handle)
-
-    @contextmanager
-    def temporary(self, *sizes: int) -> Iterator[None]:
-        """Hold temporaries of these many bytes, given in this order, given back in the reverse one."""
-        handles = [self.take(size) for size in sizes]
-        try:
-            yield
-        finally:
-            self.give_back(*reversed(handles))
 
 
 CpuRule = Callable[[CpuCall], Any]
