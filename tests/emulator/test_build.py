@@ -11,9 +11,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import machine
 import pytest
 
+import machine
 from willfit import UnavailableError
 from willfit._emulator import build
 from willfit._emulator.build import LIBRARY, SOURCES, check_tools, runtime_for

@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import machine
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 from torch.utils.checkpoint import checkpoint
 
+import machine
 import willfit
 from willfit import Device, Footprint, JobError, UnavailableError, UsageError, WillNotFit, predict
 

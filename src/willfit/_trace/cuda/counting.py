@@ -70,7 +70,8 @@ def _unique_of_two(call: Call, tensor: torch.Tensor, with_inverse: bool) -> tupl
         with call.temporary(cub.reduce(tensor.numel(), 4, recorder.compute_capability, recorder.multiprocessors)):
             pass
         kept = min(2, number_unique(recorder, tensor))
-        values, counts = empty(call, (kept,), torch.bool), empty(call, (kept,), torch.int64)
+        found = empty(call, (2,), torch.bool), empty(call, (2,), torch.int64)
+        values, counts = (operate(call, "slice.Tensor", each, 0, 0, kept) for each in found)
         return values, empty(call, tensor.shape if with_inverse else (0,), torch.int64), counts
 
 
