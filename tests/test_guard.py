@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -154,7 +154,7 @@ def test_capacity_steps_step_and_loss_go_to_predict(job: Job, calls: list[Any]) 
     }
     guard(on=ROOMY, loss=loss)(train)(*job.args)
     assert calls[1][0] == (*job.args, None)
-    assert calls[1][1] == {"loss": loss, "on": ROOMY, "steps": 3, "capacity": None}
+    assert calls[1][1] == {"loss": loss, "on": ROOMY, "steps": 3, "capacity": None, "engine": "symbolic"}
     with pytest.raises(WillNotFit):
         guard(capacity="3 MiB", loss=loss)(train)(*job.args)
 
@@ -450,6 +450,69 @@ def test_with_action_warn_an_iterator_is_whole_after_a_failed_prediction(job: Jo
         assert train(job.model, job.optimizer, iter([job.batch])) == [job.batch]
 
 
+# -- verification ------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_predicted_is_verified_before_the_first_line(job: Job) -> None:
+    parameters = {id(parameter) for parameter in job.model.parameters()}
+
+    @guard(on=ROOMY, loss=loss, verify="cpu")
+    def train(model: Any, optimizer: Any, batch: Any) -> set[int]:
+        assert all(parameter.grad is None for parameter in model.parameters())
+        return {id(parameter) for parameter in model.parameters()}
+
+    assert train(*job.args) == parameters  # filterwarnings is "error"
+    assert not job.optimizer.state
+
+
+def test_a_measurement_that_differs_is_a_warning(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    from willfit._verify import cpu
+
+    predicted = cpu._predicted
+    monkeypatch.setattr(cpu, "_predicted", lambda job: predicted(replace(job, optimizer=None)))
+
+    @guard(on=ROOMY, loss=loss, verify="cpu")
+    def train(model: Any, optimizer: Any, batch: Any) -> str:
+        return "ran"
+
+    with pytest.warns(WillfitWarning, match=r"(?s)what train\(\) needs is not what was predicted.*DISAGREES") as caught:
+        assert train(*job.args) == "ran"
+    assert caught[0].filename == __file__
+
+
+def test_what_cannot_be_verified_is_a_warning(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("willfit._verify.cpu.available_memory", lambda: 0)
+
+    @guard(on=ROOMY, loss=loss, verify="cpu")
+    def train(model: Any, optimizer: Any, batch: Any) -> str:
+        return "ran"
+
+    with pytest.warns(WillfitWarning, match=r"what train\(\) needs could not be verified: .* memory") as caught:
+        assert train(*job.args) == "ran"
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_there_is_nothing_to_watch_without_a_gpu(job: Job) -> None:
+    @guard(on=ROOMY, loss=loss, verify="watch")
+    def train(model: Any, optimizer: Any, batch: Any) -> str:
+        return "ran"
+
+    with pytest.warns(WillfitWarning, match="could not be verified: watch measures a GPU of this process"):
+        assert train(*job.args) == "ran"
+
+
+def test_what_does_not_fit_is_not_measured(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("willfit._verify.cpu._measured", lambda job: pytest.fail("it was measured"))
+
+    @guard(on=SMALL, loss=loss, verify="cpu")
+    def train(model: Any, optimizer: Any, batch: Any) -> str:
+        return "ran"
+
+    with pytest.raises(WillNotFit):
+        train(*job.args)
+
+
 # -- options -----------------------------------------------------------------------------------------------------------
 
 
@@ -471,6 +534,9 @@ def train(model: Any, optimizer: Any, loader: Any) -> None: ...
         ({"loss": 3}, "loss must be a function or None: found 3"),
         ({"loss": loss, "step": loss}, "step= and loss= are both given"),
         ({"model": nn.Linear(1, 1)}, r'model must be the name of a parameter.*found Linear'),
+        ({"engine": "real"}, "engine must be one of 'symbolic', 'emulated': found 'real'"),
+        ({"verify": "scales"}, "there is no verifier 'scales': they are"),
+        ({"verify": True, "tolerance": "two"}, r'tolerance must be a share such as "2%"'),
         ({"batch": "data"}, "batch='data' names no parameter: they are model, optimizer, loader"),
     ],
 )  # fmt: skip

@@ -11,21 +11,45 @@ if TYPE_CHECKING:
     from willfit._advice import Advice
     from willfit._advise import advise
     from willfit._devices import Device, all_devices, find_device
-    from willfit._errors import JobError, TargetError, TraceError, UsageError, WillfitError, WillNotFit
+    from willfit._errors import (
+        EmulatorError,
+        JobError,
+        TargetError,
+        TraceError,
+        UnavailableError,
+        UsageError,
+        VerificationFailed,
+        WillfitError,
+        WillNotFit,
+    )
     from willfit._footprint import Footprint
     from willfit._largest import Largest, largest_batch, largest_sequence
     from willfit._predict import predict
+    from willfit._replay import PhasePeak
+    from willfit._verify.verification import Measurement, Verification
+    from willfit._verify.verifier import JobToVerify, Verifier
+    from willfit._verify.verify import verify
+    from willfit._verify.watch import Watch, watch
     from willfit.hookspecs import hookimpl
 
 __all__ = [
     "Advice",
     "Device",
+    "EmulatorError",
     "Footprint",
     "JobError",
+    "JobToVerify",
     "Largest",
+    "Measurement",
+    "PhasePeak",
     "TargetError",
     "TraceError",
+    "UnavailableError",
     "UsageError",
+    "Verification",
+    "VerificationFailed",
+    "Verifier",
+    "Watch",
     "WillNotFit",
     "WillfitError",
     "WillfitWarning",
@@ -37,6 +61,8 @@ __all__ = [
     "largest_batch",
     "largest_sequence",
     "predict",
+    "verify",
+    "watch",
 ]
 
 # Imported at first use, so that importing willfit costs a few milliseconds and brings in no torch. The guard alone is
@@ -44,12 +70,21 @@ __all__ = [
 _HOMES = {
     "Advice": "_advice",
     "Device": "_devices",
+    "EmulatorError": "_errors",
     "Footprint": "_footprint",
     "JobError": "_errors",
+    "JobToVerify": "_verify.verifier",
     "Largest": "_largest",
+    "Measurement": "_verify.verification",
+    "PhasePeak": "_replay",
     "TargetError": "_errors",
     "TraceError": "_errors",
+    "UnavailableError": "_errors",
     "UsageError": "_errors",
+    "Verification": "_verify.verification",
+    "VerificationFailed": "_errors",
+    "Verifier": "_verify.verifier",
+    "Watch": "_verify.watch",
     "WillNotFit": "_errors",
     "WillfitError": "_errors",
     "advise": "_advise",
@@ -59,6 +94,8 @@ _HOMES = {
     "largest_batch": "_largest",
     "largest_sequence": "_largest",
     "predict": "_predict",
+    "verify": "_verify.verify",
+    "watch": "_verify.watch",
 }
 
 __version__ = "0.1.0"

@@ -18,17 +18,19 @@ from willfit._changing import Job, copied, quiet
 from willfit._devices import Device, all_devices, resolve_device
 from willfit._errors import UsageError, WillfitError
 from willfit._footprint import Footprint, footprint_of
-from willfit._job import trace_job
 from willfit._parallel import each_of
+from willfit._predict import check_engine, followed
 from willfit._remedies import remedies
 from willfit._remedies.applying import applied, code_of
 from willfit._remedies.remedy import DISRUPTIONS, Change, NotApplicable, Situation
+from willfit._trace.trace import Engine
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from willfit._job import Loss, Step
+    from willfit._job import Loss
+    from willfit._run import Step
 
 _SEARCH_STEPS = 2  # the first creates the optimizer's state, the second is the steady state; what is shown has them all
 _MOST_PAIRS = 6
@@ -47,6 +49,7 @@ def advise(
     capacity: str | int | None = None,
     steps: int = 3,
     combine: bool = True,
+    engine: Engine = "symbolic",
     progress: Callable[[str], None] = lambda words: None,
 ) -> Advice:
     """Say what would make a job fit a GPU: every remedy is applied to a copy of the job, and that is predicted.
@@ -62,6 +65,7 @@ def advise(
         on: likewise; the GPU to fit.
         capacity: likewise.
         steps: likewise.
+        engine: likewise.
         combine: put several changes together where one alone does not do.
         progress: is told what is being tried.
 
@@ -80,11 +84,12 @@ def advise(
         >>> advice.options[0].titles
         ('fused AdamW',)
     """
+    check_engine(engine)
     device = resolve_device(on, capacity)
     if device is None:
         raise UsageError('advice is for a GPU, and none is here: name one as in advise(..., on="T4")')
     job = Job(model, optimizer, batch, step, loss)
-    trials = _Trials(job, device, steps)
+    trials = _Trials(job, device, steps, engine)
     progress(f"following the job as it is on {device.name}")
     before = trials.footprint((), steps)
     proposed, not_applicable = _proposals(job, before, device)
@@ -121,6 +126,7 @@ class _Trials:
     job: Job
     device: Device
     steps: int
+    engine: Engine
 
     def footprint(self, changes: Sequence[Change], steps: int) -> Footprint:
         """The prediction of the job with these changes."""
@@ -129,7 +135,7 @@ class _Trials:
             settings = AllocatorSettings.from_environment()
             changed = applied(copy, changes)
             parts = changed.model, changed.optimizer, changed.batch, changed.step
-            trace = trace_job(*parts, loss=changed.loss, device=self.device, steps=steps)
+            trace = followed(*parts, loss=changed.loss, device=self.device, steps=steps, engine=self.engine)
         return footprint_of(trace, self.device, settings)
 
     def attempt(self, changes: Sequence[Change], steps: int) -> Footprint | str:

@@ -95,7 +95,7 @@ def _other_processes(properties: Any) -> tuple[tuple[str, ...], tuple[str, ...]]
     except Exception as error:  # no NVML, no driver, no permission: all the same here
         return (), (f"other processes on the GPU are not named: NVML cannot be asked ({error})",)
     try:
-        handle = _nvml_handle(pynvml, properties)
+        handle = nvml_handle(pynvml, properties)
         running = {
             process.pid: process.usedGpuMemory
             for ask in (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetGraphicsRunningProcesses)
@@ -113,7 +113,7 @@ def _other_processes(properties: Any) -> tuple[tuple[str, ...], tuple[str, ...]]
             pynvml.nvmlShutdown()
 
 
-def _nvml_handle(pynvml: Any, properties: Any) -> Any:
+def nvml_handle(pynvml: Any, properties: Any) -> Any:
     """NVML's handle of a GPU of torch's. Their indices differ (CUDA_VISIBLE_DEVICES, order), so by UUID or PCI bus."""
     uuid = str(getattr(properties, "uuid", ""))
     for prefix in ("GPU-", "MIG-") if uuid else ():

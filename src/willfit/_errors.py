@@ -4,7 +4,10 @@ WillfitError                what the user gave cannot be predicted; says what wa
 ├── UsageError              an argument is wrong: an unknown GPU, "24 G", a negative capacity (also a ValueError)
 │   └── TargetError         a TARGET of the command line that cannot be imported or called
 ├── JobError                model, optimizer, batch and step do not belong together, or the step itself raised
-│   └── TraceError          the step could not be followed on fake tensors; names the module and the op
+│   ├── TraceError          the step could not be followed on fake tensors; names the module and the op
+│   └── EmulatorError       the process that ran the job on an emulated GPU ended before it was done
+├── UnavailableError        an engine or a verifier cannot run on this machine; says what is missing
+├── VerificationFailed      prediction and measurement disagree; carries .verification
 └── WillNotFit              the prediction: the job does not fit; carries .footprint
 """
 
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from willfit._footprint import Footprint
+    from willfit._verify.verification import Verification
 
 
 class WillfitError(Exception):
@@ -34,6 +38,26 @@ class JobError(WillfitError):
 
 class TraceError(JobError):
     """The step could not be followed on fake tensors; the message names the module and the op."""
+
+
+class EmulatorError(JobError):
+    """The process that ran the job on an emulated GPU ended before it was done: killed, or crashed in native code."""
+
+
+class UnavailableError(WillfitError):
+    """An engine or a verifier cannot run on this machine: no CUDA build of PyTorch, no compiler, too little memory."""
+
+
+class VerificationFailed(WillfitError):  # noqa: N818 - that it failed is the finding, as with WillNotFit
+    """A prediction and what was measured differ by more than the tolerance. The message explains where."""
+
+    def __init__(self, message: str, verification: Verification) -> None:
+        super().__init__(message)
+        self.verification = verification
+        """Predicted and measured, phase by phase, and where the first difference begins."""
+
+    def __reduce__(self) -> tuple[type[VerificationFailed], tuple[str, Verification]]:
+        return VerificationFailed, (self.args[0], self.verification)
 
 
 class WillNotFit(WillfitError):  # noqa: N818 - the verdict itself is the name

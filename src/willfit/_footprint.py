@@ -11,7 +11,7 @@ from typing import Any, Literal
 from willfit._allocator_settings import AllocatorSettings
 from willfit._devices import Device
 from willfit._replay import OutOfMemoryPlace, PhasePeak, Replay, live_at, phase_peaks, replay
-from willfit._trace.trace import ROLES, JobSummary, Role, Trace
+from willfit._trace.trace import ROLES, Engine, JobSummary, Role, Trace
 
 Verdict = Literal["fits", "tight", "does not fit"]
 
@@ -71,6 +71,11 @@ class Footprint:
     _settings: AllocatorSettings = field(repr=False, compare=False)
 
     @property
+    def engine(self) -> Engine:
+        """What followed the job: "symbolic", or "emulated" where PyTorch's own CUDA code ran."""
+        return self._trace.engine
+
+    @property
     def required(self) -> int:
         """Bytes for a comfortable run: peak_reserved and the process's context."""
         return self.peak_reserved + self.context
@@ -109,15 +114,9 @@ class Footprint:
         return {
             "schema": SCHEMA,
             "device": None if self.device is None else _device_dict(self.device),
-            "job": {
-                "model": self.job.model,
-                "optimizer": self.job.optimizer,
-                "parameters": self.job.parameters,
-                "trainable": self.job.trainable,
-                "dtypes": dict(self.job.dtypes),
-                "batch": self.job.batch,
-            },
+            "job": job_dict(self.job),
             "steps": self.steps,
+            "engine": self.engine,
             "verdict": self.verdict,
             "peak_allocated": self.peak_allocated,
             "peak_reserved": self.peak_reserved,
@@ -154,6 +153,18 @@ class Footprint:
             return bill_text(self)
         finally:
             random.setstate(state)  # importing rich draws from it (rich/style.py)
+
+
+def job_dict(job: JobSummary) -> dict[str, Any]:
+    """The key ``job`` of docs/schema.md."""
+    return {
+        "model": job.model,
+        "optimizer": job.optimizer,
+        "parameters": job.parameters,
+        "trainable": job.trainable,
+        "dtypes": dict(job.dtypes),
+        "batch": job.batch,
+    }
 
 
 def _device_dict(device: Device) -> dict[str, Any]:

@@ -16,16 +16,17 @@ from willfit._changing import Job, batch_size, copied, quiet, sequence_length, w
 from willfit._devices import Device, resolve_device
 from willfit._errors import JobError, UsageError
 from willfit._footprint import Footprint, footprint_of
-from willfit._job import trace_job
 from willfit._parallel import each_of
+from willfit._predict import check_engine, followed
 from willfit._replay import replay
-from willfit._trace.trace import Trace
+from willfit._trace.trace import Engine, Trace
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from willfit._job import Loss, Step
+    from willfit._job import Loss
+    from willfit._run import Step
 
 What = Literal["batch size", "sequence length"]
 
@@ -70,6 +71,7 @@ def largest_batch(
     on: str | int | Device | torch.device | None = None,
     capacity: str | int | None = None,
     steps: int = 3,
+    engine: Engine = "symbolic",
 ) -> Largest:
     """The largest batch with which the job fits a GPU, tightly perhaps: one sample more, and it does not.
 
@@ -91,7 +93,7 @@ def largest_batch(
         >>> largest.footprint.verdict, largest.beyond.verdict
         ('tight', 'does not fit')
     """
-    return _largest("batch size", Job(model, optimizer, batch, step, loss), on, capacity, steps)
+    return _largest("batch size", Job(model, optimizer, batch, step, loss), on, capacity, steps, engine)
 
 
 def largest_sequence(
@@ -104,26 +106,28 @@ def largest_sequence(
     on: str | int | Device | torch.device | None = None,
     capacity: str | int | None = None,
     steps: int = 3,
+    engine: Engine = "symbolic",
 ) -> Largest:
     """The longest sequences, in multiples of 64 tokens, with which the job fits a GPU; else as `largest_batch`.
 
     Raises what `largest_batch` raises.
     """
-    return _largest("sequence length", Job(model, optimizer, batch, step, loss), on, capacity, steps)
+    return _largest("sequence length", Job(model, optimizer, batch, step, loss), on, capacity, steps, engine)
 
 
-def _largest(what: What, job: Job, on: Any, capacity: Any, steps: int) -> Largest:
+def _largest(what: What, job: Job, on: Any, capacity: Any, steps: int, engine: Engine) -> Largest:
+    check_engine(engine)
     device = resolve_device(on, capacity)
     if device is None:
         raise UsageError('the largest batch is for a GPU, and none is here: name one as in on="T4"')
-    return _Search(what, job, device, steps).largest()
+    return _Search(what, job, device, steps, engine).largest()
 
 
 class _Search:
     """Sizes in units of one sample or 64 tokens: those that were followed, and what follows from them for others."""
 
-    def __init__(self, what: What, job: Job, device: Device, steps: int) -> None:
-        self._what, self._job, self._device, self._steps = what, job, device, steps
+    def __init__(self, what: What, job: Job, device: Device, steps: int, engine: Engine) -> None:
+        self._what, self._job, self._device, self._steps, self._engine = what, job, device, steps, engine
         self._settings = AllocatorSettings.from_environment()
         self._traces: dict[int, Trace] = {}
         self._resized: Callable[[Any, int], Any]
@@ -166,9 +170,8 @@ class _Search:
     def _trace(self, size: int) -> Trace:
         with quiet(), copied(self._job) as job:
             batch = self._resized(job.batch, size * self._unit)
-            return trace_job(
-                job.model, job.optimizer, batch, job.step, loss=job.loss, device=self._device, steps=self._steps
-            )
+            parts = job.model, job.optimizer, batch, job.step
+            return followed(*parts, loss=job.loss, device=self._device, steps=self._steps, engine=self._engine)
 
     def _footprint(self, size: int) -> Footprint:
         self._follow([size])

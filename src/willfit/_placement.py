@@ -16,14 +16,14 @@ from torch._subclasses.fake_tensor import FakeTensor
 from willfit._copying import MOST_BYTES, Copier
 from willfit._errors import JobError
 from willfit._trace.fake import META, FakeCudaTensor
-from willfit._trace.recorder import Recorder
+from willfit._trace.following import Follower
 from willfit._trace.trace import Role
 
 
 class Placement:
     """Places the parts of a job, in the order of the calls."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Follower) -> None:
         self._recorder = recorder
         self._storages: dict[int, torch.Tensor] = {}
         self._modules: set[int] = set()
@@ -103,8 +103,7 @@ class Placement:
     def _place_parameter(self, parameter: torch.Tensor, module: str = "") -> torch.Tensor:
         copier = self.copier
         fake = self._placed(parameter, "parameters", module)
-        fake._is_param = True  # what isinstance(x, nn.Parameter) looks at
-        fake.requires_grad_(parameter.requires_grad)
+        fake = self._recorder.as_parameter(fake, parameter.requires_grad)
         self._remember(parameter, fake)
         if parameter.grad is not None:
             check_tensor("a gradient", parameter.grad)
@@ -130,7 +129,7 @@ class Placement:
             return self._already_there(tensor, role, module)
         with torch._C._DisableTorchDispatch():
             meta = torch.empty_like(tensor.detach(), device=META, memory_format=torch.preserve_format)
-        return self._recorder.place(meta, role, module)
+        return self._recorder.place(meta, role, module, tensor)
 
     def _already_there(self, tensor: torch.Tensor, role: Role, module: str) -> torch.Tensor:
         """A CUDA tensor of the user's: its storage, which others may share, as it is."""
@@ -143,7 +142,7 @@ class Placement:
         with torch._C._DisableTorchDispatch():
             meta = torch.empty(0, dtype=tensor.dtype, device=META)
             meta.set_(base.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
-        return self._recorder.place(meta, role, module)
+        return self._recorder.place(meta, role, module, tensor)
 
     def _found(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor that is no parameter, buffer or state: the copy stays on the CPU if the user's is there."""
@@ -156,11 +155,10 @@ class Placement:
             tensor = torch.zeros(tensor.shape, dtype=tensor.dtype).requires_grad_(tensor.requires_grad)
         if tensor.device.type != "cpu":
             return self._placed(tensor, "inputs").requires_grad_(tensor.requires_grad)
-        if tensor.layout == torch.strided and tensor.untyped_storage().nbytes() > MOST_BYTES:
-            return tensor  # data: the recorder lets nothing change it
-        copied = tensor.detach().clone().requires_grad_(tensor.requires_grad)
-        self._recorder.own_cpu_tensor(copied)
-        return copied
+        large = tensor.layout == torch.strided and tensor.untyped_storage().nbytes() > MOST_BYTES
+        if large and self._recorder.shares_data:
+            return tensor
+        return self._recorder.copy_on_cpu(tensor).requires_grad_(tensor.requires_grad)
 
 
 def check_tensor(what: str, tensor: torch.Tensor) -> None:

@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from willfit._allocator_settings import AllocatorSettings
 from willfit._devices import Device, resolve_device
+from willfit._errors import UsageError
 from willfit._footprint import Footprint, footprint_of
+from willfit._trace.trace import ENGINES, Engine, Trace
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from willfit._job import Loss, Step
+    from willfit._job import Loss
+    from willfit._run import Step
 
 
 def predict(
@@ -25,6 +28,7 @@ def predict(
     on: str | int | Device | torch.device | None = None,
     steps: int = 3,
     capacity: str | int | None = None,
+    engine: Engine = "symbolic",
 ) -> Footprint:
     """Predict what training steps need on a GPU, before anything runs, and without one.
 
@@ -43,11 +47,16 @@ def predict(
             GPU that this process would use; with none here, there is no verdict.
         steps: how many optimizer steps; the first creates the optimizer's state, later ones are the steady state.
         capacity: what the allocator may hold, in bytes or as "14 GiB", in place of the device's own figure.
+        engine: "symbolic" follows the step on fake tensors, in this process, anywhere. "emulated" runs it under
+            PyTorch's own CUDA code on an emulated GPU, in a process of its own: on Linux, with a CUDA build of PyTorch
+            (this Python's, or that of the one that ``WILLFIT_CUDA_PYTHON`` names) and a C compiler.
 
     Raises:
         UsageError: an unknown GPU, a size without a unit, a negative capacity, a wrong allocator setting.
         JobError: the parts do not belong together, or the step raised.
         TraceError: an operator of the step cannot run on fake tensors.
+        UnavailableError: this machine lacks what the emulated engine needs.
+        EmulatorError: the process of the emulated engine was killed, or crashed.
 
     Example:
         >>> import torch, willfit
@@ -60,15 +69,76 @@ def predict(
         >>> footprint.verdict
         'fits'
     """
-    from willfit._job import tensors_outside, trace_job
-
     settings = AllocatorSettings.from_environment()
-    device = resolve_device(on, capacity)
-    if device is not None and device.index is not None and capacity is None:
-        device = device.less(tensors_outside(model, optimizer, batch, device.index))
-    target = device if device is not None else _UNNAMED
-    trace = trace_job(model, optimizer, batch, step, loss=loss, device=target, steps=steps)
+    check_engine(engine)
+    device = target_device(model, optimizer, batch, on, capacity)
+    target = device if device is not None else UNNAMED
+    trace = followed(model, optimizer, batch, step, loss=loss, device=target, steps=steps, engine=engine)
     return footprint_of(trace, device, settings, target.context)
 
 
-_UNNAMED = Device(name="a GPU of compute capability 8.0", total=80 * 10**9, compute_capability=(8, 0))
+def followed(
+    model: nn.Module,
+    optimizer: Any,
+    batch: Any,
+    step: Step | None = None,
+    *,
+    loss: Loss | None = None,
+    device: Device,
+    steps: int,
+    engine: Engine,
+) -> Trace:
+    """The trace of a job by one of the engines. Raises what `predict` raises."""
+    if engine == "emulated":
+        from willfit._emulator.engine import run_job, trace_of
+
+        return trace_of(run_job(model, optimizer, batch, step, loss, device, steps), device)
+    from willfit._job import trace_job
+
+    return trace_job(model, optimizer, batch, step, loss=loss, device=device, steps=steps)
+
+
+def predict_target(
+    target: str,
+    *,
+    on: str | int | Device | torch.device | None = None,
+    steps: int = 3,
+    capacity: str | int | None = None,
+) -> Footprint:
+    """Predict a target of the command line with the emulated engine, whose process imports it.
+
+    Raises what `predict` raises, and `TargetError` for a target that cannot be imported or called.
+    """
+    from willfit._emulator.engine import trace_of
+    from willfit._emulator.launch import run_emulated
+
+    settings = AllocatorSettings.from_environment()
+    device = resolve_device(on, capacity)
+    card = device if device is not None else UNNAMED
+    trace = trace_of(run_emulated(None, target, card, steps), card)
+    return footprint_of(trace, device, settings, card.context)
+
+
+def check_engine(engine: object) -> None:
+    """Raise `UsageError` for an engine that is none."""
+    if engine not in ENGINES:
+        raise UsageError(f"engine must be one of {', '.join(map(repr, ENGINES))}: found {engine!r}")
+
+
+def target_device(
+    model: nn.Module,
+    optimizer: Any,
+    batch: Any,
+    on: str | int | Device | torch.device | None,
+    capacity: str | int | None,
+) -> Device | None:
+    """The GPU that a job is predicted for: of one here, what tensors outside the job leave."""
+    from willfit._job import tensors_outside
+
+    device = resolve_device(on, capacity)
+    if device is not None and device.index is not None and capacity is None:
+        device = device.less(tensors_outside(model, optimizer, batch, device.index))
+    return device
+
+
+UNNAMED = Device(name="a GPU of compute capability 8.0", total=80 * 10**9, compute_capability=(8, 0))

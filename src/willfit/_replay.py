@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
+from typing import Any
 
 from willfit._allocator import CachingAllocator, OutOfMemory
-from willfit._allocator_blocks import Block
 from willfit._allocator_settings import AllocatorSettings
+from willfit._plain_allocator import PlainAllocator
 from willfit._trace.trace import Phase, Trace
 
 
@@ -65,11 +66,15 @@ def replay(
 
     ``total`` is the card's memory, of which a memory fraction in the settings is a part.
     """
-    allocator = CachingAllocator(capacity, settings or AllocatorSettings(), total=total)
+    allocator: CachingAllocator | PlainAllocator
+    if trace.target == "cpu":
+        allocator = PlainAllocator()
+    else:
+        allocator = CachingAllocator(capacity, settings or AllocatorSettings(), total=total)
     malloc, free = allocator.malloc, allocator.free
     sizes = [allocation.size for allocation in trace.allocations]
     streams = [allocation.stream for allocation in trace.allocations]
-    held: list[Block | None] = [None] * len(sizes)
+    held: list[Any] = [None] * len(sizes)
     blocks = array("q", bytes(8 * len(sizes)))
     allocated, reserved = array("q"), array("q")
     peak, peak_event = 0, -1

@@ -58,6 +58,8 @@ def user_frames(error: BaseException) -> str:
     Frames of willfit, of the standard library and of installed packages are left out, but for the last of all, in
     which it was raised. Of a syntax error it is the line that is wrong.
     """
+    if hasattr(error, "user_frames"):  # of another process
+        return str(error.user_frames)
     if isinstance(error, SyntaxError):
         return "".join(traceback.format_exception_only(error)[:-1]).rstrip()
     frames = traceback.extract_tb(error.__traceback__)

@@ -13,6 +13,7 @@ from torch import nn
 from willfit._errors import JobError, TraceError, UsageError
 from willfit._globals import is_the_users
 from willfit._placement import check_tensor, optimizers_of
+from willfit._trace.following import Follower
 from willfit._trace.recorder import Recorder
 
 _DISPATCH = Recorder.__torch_dispatch__.__code__
@@ -126,7 +127,7 @@ def check_loss(value: Any, what: str) -> None:
         )
 
 
-def raised_by_the_step(error: Exception, recorder: Recorder) -> JobError:
+def raised_by_the_step(error: Exception, recorder: Follower) -> JobError:
     """What to raise in place of an exception that came out of the user's step."""
     in_operator = any(frame.f_code is _DISPATCH for frame, _ in traceback.walk_tb(error.__traceback__))
     where = _where(recorder, error, in_operator)
@@ -135,7 +136,7 @@ def raised_by_the_step(error: Exception, recorder: Recorder) -> JobError:
     return JobError(f"the training step raised {type(error).__name__}{where}: {_shortened(error)}")
 
 
-def _where(recorder: Recorder, error: BaseException, in_operator: bool) -> str:
+def _where(recorder: Follower, error: BaseException, in_operator: bool) -> str:
     """Where an exception came from: " in module 'encoder.0' (train.py:12, aten.mm.default, forward of step 1)"."""
     source = module = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
@@ -149,7 +150,7 @@ def _where(recorder: Recorder, error: BaseException, in_operator: bool) -> str:
     return f"{f' in module {module!r}' if module else ''} ({place})"
 
 
-def _cannot_be_followed(recorder: Recorder, where: str, error: BaseException) -> str:
+def _cannot_be_followed(recorder: Follower, where: str, error: BaseException) -> str:
     operator = str(recorder.last_operator)
     if "Sparse" in str(error):
         what = (

@@ -11,16 +11,21 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
-from willfit._errors import JobError, UsageError, WillNotFit
+from willfit._errors import JobError, UnavailableError, UsageError, WillNotFit
+from willfit._trace.trace import ENGINES, Engine
 
 if TYPE_CHECKING:
     import torch
 
+    from willfit._arguments import Found
     from willfit._devices import Device
-    from willfit._job import Loss, Step
+    from willfit._job import Loss
+    from willfit._run import Step
+    from willfit._verify.verification import Verification
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,6 +49,9 @@ def guard(
     steps: int = 3,
     step: Step | None = None,
     loss: Loss | None = None,
+    engine: Engine = "symbolic",
+    verify: bool | str = False,
+    tolerance: str | float = "2%",
     model: str | None = None,
     optimizer: str | None = None,
     batch: str | None = None,
@@ -58,6 +66,9 @@ def guard(
     steps: Any = 3,
     step: Any = None,
     loss: Any = None,
+    engine: Any = "symbolic",
+    verify: Any = False,
+    tolerance: Any = "2%",
     model: Any = None,
     optimizer: Any = None,
     batch: Any = None,
@@ -78,6 +89,11 @@ def guard(
         step: ``step(model, optimizer, batch)``, one whole optimisation step; without it the loss, backward,
             ``optimizer.step()``, ``optimizer.zero_grad()``.
         loss: ``loss(model, batch)``, a scalar tensor; without it ``model(**batch).loss``.
+        engine: "symbolic", or "emulated" for PyTorch's own CUDA code on an emulated GPU, as in `willfit.predict`.
+        verify: hold the prediction against a measurement, and warn where they differ by more than ``tolerance``: True
+            for the most faithful that this machine has, or "cuda", "emulated" or "cpu", as in `willfit.verify`, before
+            the function runs; "watch" while it runs, as `willfit.watch` does.
+        tolerance: how far they may be apart, "2%".
         model: the name of the parameter that is the model, where types leave it open; "self.net" for an attribute.
         optimizer: the name of the parameter that is the optimizer.
         batch: the name of the parameter that is the batch, or the loader of it.
@@ -101,7 +117,7 @@ def guard(
         Traceback (most recent call last):
         willfit._errors.WillNotFit: train() was not run: it will not fit on T4...
     """
-    options = _Options(on, capacity, action, steps, step, loss, model, optimizer, batch)
+    options = _Options(on, capacity, action, steps, step, loss, engine, verify, tolerance, model, optimizer, batch)
     return functools.partial(_guarded, options) if function is None else _guarded(options, function)
 
 
@@ -113,6 +129,9 @@ class _Options:
     steps: Any
     step: Any
     loss: Any
+    engine: Any
+    verify: Any
+    tolerance: Any
     model: Any
     optimizer: Any
     batch: Any
@@ -127,12 +146,25 @@ class _Options:
                 raise UsageError(f"{name} must be a function or None: found {value!r}")
         if self.step is not None and self.loss is not None:
             raise UsageError("step= and loss= are both given: a step has its own loss; leave out one of them")
+        if self.engine not in ENGINES:
+            raise UsageError(f"engine must be one of {', '.join(map(repr, ENGINES))}: found {self.engine!r}")
         for name in ("model", "optimizer", "batch"):
             if (value := getattr(self, name)) is not None and not isinstance(value, str):
                 raise UsageError(
                     f'{name} must be the name of a parameter, such as {name}="{name}": found {type(value).__name__}'
                 )
         self._check_device()
+        self._check_verification()
+
+    def _check_verification(self) -> None:
+        if self.verify is False:
+            return
+        from willfit._verify.verification import parse_tolerance
+        from willfit._verify.verifier import check_verifier
+
+        parse_tolerance(self.tolerance)
+        if self.verify not in (True, "watch"):
+            check_verifier(self.verify)
 
     def _check_device(self) -> None:
         from willfit._devices import Device, resolve_device
@@ -153,24 +185,36 @@ def _guarded(options: _Options, function: Any) -> Any:
 
         @functools.wraps(function)
         async def guarded(*args: Any, **kwargs: Any) -> Any:
-            args, kwargs = check(args, kwargs)
-            return await function(*args, **kwargs)
+            call = check(args, kwargs)
+            with call.watched:
+                return await function(*call.args, **call.kwargs)
 
     elif inspect.isgeneratorfunction(function):
 
         @functools.wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            args, kwargs = check(args, kwargs)
-            return (yield from function(*args, **kwargs))
+            call = check(args, kwargs)
+            with call.watched:
+                return (yield from function(*call.args, **call.kwargs))
 
     else:
 
         @functools.wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            args, kwargs = check(args, kwargs)
-            return function(*args, **kwargs)
+            call = check(args, kwargs)
+            with call.watched:
+                return function(*call.args, **call.kwargs)
 
     return guarded
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """How to call the function, and what to do around it."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    watched: AbstractContextManager[Any] = field(default_factory=nullcontext)
 
 
 class _Check:
@@ -194,12 +238,12 @@ class _Check:
         self._function = function
         self._name = f"{getattr(function, '__name__', type(function).__name__)}()"
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments to call the function with. Raises what `guard` raises."""
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
+        """How to call the function. Raises what `guard` raises."""
         options = self._options
         action = _action_of_environment() or options.action
         if action == "off":
-            return args, kwargs
+            return _Call(args, kwargs)
 
         from willfit._arguments import find
         from willfit._devices import resolve_device
@@ -216,13 +260,14 @@ class _Check:
             found = find(self._function, args, kwargs, several=options.step is not None, **names)
             args, kwargs = found.args, found.kwargs
             if _is_traced(found.model):
-                return args, kwargs
+                return _Call(args, kwargs)
             footprint = predict(
                 *(found.model, found.optimizer, found.batch, options.step),
                 loss=options.loss,
                 on=device,
                 steps=options.steps,
                 capacity=options.capacity,
+                engine=options.engine,
             )
         except JobError as error:
             if action == "raise":
@@ -232,7 +277,7 @@ class _Check:
                     )
                 raise
             warnings.warn(f"{self._name} runs unchecked, as it could not be predicted: {error}", WillfitWarning, 3)
-            return args, kwargs
+            return _Call(args, kwargs)
 
         notes = f"Taken from the call: {found.taken}."
         stateless = found.optimizer is None and options.step is None
@@ -249,7 +294,34 @@ class _Check:
             warnings.warn(f"{self._name} {verdict} on {device.name}. {notes}\n\n{footprint}", WillfitWarning, 3)
         elif stateless:
             warnings.warn(f"{self._name} fits on {device.name}. {notes}", WillfitWarning, 3)
-        return args, kwargs
+        return _Call(args, kwargs, self._verified(found, device))
+
+    def _verified(self, found: Found, device: Device) -> AbstractContextManager[Any]:
+        """Verify now, and warn of what differs; or return what will, while the function runs."""
+        options = self._options
+        if options.verify is False:
+            return nullcontext()
+        from willfit._verify.verifier import JobToVerify
+        from willfit._verify.verify import verify_job
+        from willfit._verify.watch import watch
+
+        parts = (found.model, found.optimizer, found.batch, options.step)
+        try:
+            if options.verify == "watch":
+                on = options.on if str(options.on).startswith("cuda") else None
+                watched = watch(*parts, loss=options.loss, on=on, steps=options.steps, tolerance=options.tolerance)
+                watched.when_done(self._warn_of)
+                return watched
+            job = JobToVerify(*parts, options.loss, options.on, options.capacity, options.steps)
+            using = None if options.verify is True else options.verify
+            self._warn_of(verify_job(job, options.tolerance, using))
+        except (JobError, UnavailableError) as error:
+            warnings.warn(f"what {self._name} needs could not be verified: {error}", WillfitWarning, 4)
+        return nullcontext()
+
+    def _warn_of(self, verification: Verification) -> None:
+        if not verification.agrees:
+            warnings.warn(f"what {self._name} needs is not what was predicted.\n\n{verification}", WillfitWarning, 5)
 
 
 def _action_of_environment() -> str | None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from willfit._devices import Device
     from willfit._remedies.remedy import Remedy
     from willfit._trace.kernels import Call
+    from willfit._verify.verifier import Verifier
 
 hookspec = pluggy.HookspecMarker("willfit")
 hookimpl = pluggy.HookimplMarker("willfit")
@@ -36,3 +37,8 @@ def willfit_remedies() -> Mapping[str, Remedy]:  # type: ignore[empty-body]
 @hookspec
 def willfit_kernel_rules() -> Mapping[str, Callable[[Call], Any]]:  # type: ignore[empty-body]
     """What operators allocate besides their outputs: a rule for each, by name as in ``"my_library::scan"``."""
+
+
+@hookspec
+def willfit_verifiers() -> Iterable[Verifier]:  # type: ignore[empty-body]
+    """Further ways to measure what a job takes; one that willfit has by the same name is replaced."""

@@ -13,7 +13,8 @@ import pytest
 
 if TYPE_CHECKING:
     from willfit._footprint import Footprint
-    from willfit._job import Loss, Step
+    from willfit._job import Loss
+    from willfit._run import Step
 
 _PEAKS = {"required": "required", "reserved": "peak_reserved", "allocated": "peak_allocated"}
 

@@ -140,7 +140,10 @@ def job_line(footprint: Footprint) -> str:
     parts = [f"{count(job.parameters)} parameters, {trained}" + (f", in {dtypes}" if dtypes else "")]
     if job.batch:
         parts.append(f"batch: {job.batch}")
-    parts.append(f"followed through {footprint.steps} step{'s' if footprint.steps > 1 else ''}")
+    followed = f"followed through {footprint.steps} step{'s' if footprint.steps > 1 else ''}"
+    if footprint.engine == "emulated":
+        followed += ", run by PyTorch's own CUDA code on an emulated GPU"
+    parts.append(followed)
     return "; ".join(parts) + "."
 
 

@@ -22,24 +22,20 @@ if TYPE_CHECKING:
     from willfit._trace.recorder import Recorder
 
 
-class Call:
+class OperatorCall:
     """One call of an operator below autograd, about to be recorded."""
 
     __slots__ = ("args", "func", "kwargs", "recorder")
 
-    def __init__(self, recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, recorder: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.recorder = recorder
         self.func = func
         self.args = args
         self.kwargs = kwargs
 
-    def run(self, order: Sequence[int] | None = None) -> Any:
-        """Run the operator on meta tensors; its new outputs are recorded as allocated, in the order given or theirs."""
-        return self.recorder.run(self.func, self.args, self.kwargs, order)
-
     def take(self, nbytes: int) -> int:
         """Allocate a temporary; returns its handle, for ``give_back``."""
-        return self.recorder.allocate(nbytes)
+        return self.recorder.allocate(nbytes)  # type: ignore[no-any-return]
 
     def give_back(self, *handles: int) -> None:
         """Free temporaries."""
@@ -57,12 +53,28 @@ class Call:
 
     def argument(self, name: str, default: Any = None) -> Any:
         """The argument of that name in the operator's schema, given by position or by name."""
-        for position, argument in enumerate(self.func._schema.arguments):
-            if argument.name == name:
-                if position < len(self.args):
-                    return self.args[position]
-                return self.kwargs.get(name, argument.default_value if argument.has_default_value() else default)
-        return default
+        return argument_of(self.func, self.args, self.kwargs, name, default)
+
+
+class Call(OperatorCall):
+    """A call on fake CUDA tensors."""
+
+    __slots__ = ()
+    recorder: Recorder
+
+    def run(self, order: Sequence[int] | None = None) -> Any:
+        """Run the operator on meta tensors; its new outputs are recorded as allocated, in the order given or theirs."""
+        return self.recorder.run(self.func, self.args, self.kwargs, order)
+
+
+def argument_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], name: str, default: Any = None) -> Any:
+    """The argument of that name in an operator's schema; ``default`` where it has neither that nor one of its own."""
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.name == name:
+            if position < len(args):
+                return args[position]
+            return kwargs.get(name, argument.default_value if argument.has_default_value() else default)
+    return default
 
 
 _DISPATCH_DIRECTORIES = (os.path.dirname(__file__), os.path.join(os.path.dirname(torch.__file__), "_dynamo"))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from willfit._trace.overrides import overload
 
 # Elements of a tensor, above which its values are not kept: most batches of token ids have fewer; images, and masks of
 # all positions against all, have more.
-_MOST_ELEMENTS = 2**17
+MOST_ELEMENTS = 2**17
 
 _CPU = torch.device("cpu")
 _NAME = "_willfit_known"
@@ -77,8 +78,9 @@ class KnownValues:
 
     def give(self, tensor: torch.Tensor, values: torch.Tensor, *, of_the_batch: bool = False) -> None:
         """Let a tensor of the job have the values of the user's, which is not changed; of large ones none are kept."""
-        if values.numel() <= _MOST_ELEMENTS and values.device.type != "meta":
-            copied = values.detach().to(_CPU, copy=True)
+        if self._is_on_gpu(tensor) and values.numel() <= MOST_ELEMENTS and values.device.type != "meta":
+            with _not_followed():
+                copied = values.cpu().detach().clone()
             setattr(tensor, _NAME, _Value(lambda: copied, of_the_batch))
 
     def put_indices(self, indices: torch.Tensor, sparse: torch.Tensor) -> None:
@@ -116,7 +118,7 @@ class KnownValues:
     def _is_known(self, func: Any, given: list[torch.Tensor], made: list[torch.Tensor]) -> bool:
         if func in _UNINITIALISED or torch.Tag.nondeterministic_seeded in func.tags:
             return False
-        if any(tensor.numel() > _MOST_ELEMENTS for tensor in (*given, *made)):
+        if any(each.layout != torch.strided or each.numel() > MOST_ELEMENTS for each in (*given, *made)):
             return False
         return func in _CONSTANTS or all(_value(each) is not None or not self._is_on_gpu(each) for each in given)
 
@@ -156,8 +158,7 @@ class KnownValues:
             args, kwargs = tree_map_only(_Value, self._tensor_of, (args, kwargs))
             if kwargs.get("device") is not None:
                 kwargs = {**kwargs, "device": _CPU}
-            with torch._C._PreserveDispatchKeyGuard(), torch._C._DisableTorchDispatch():
-                torch._C._dispatch_tls_set_dispatch_key_excluded(OVERRIDES_KEY, True)
+            with _not_followed():
                 return func(*args, **kwargs)
         except Exception:  # an argument is not known after all, or the CPU does not have this operator for its dtype
             return _FAILED
@@ -182,6 +183,14 @@ class KnownValues:
             if (known := self.of(tensor)) is not None:
                 storage = known.untyped_storage()
                 self._lost[storage._cdata] = storage
+
+
+@contextmanager
+def _not_followed() -> Iterator[None]:
+    """What runs in the body is no part of the job."""
+    with torch._C._PreserveDispatchKeyGuard(), torch._C._DisableTorchDispatch():
+        torch._C._dispatch_tls_set_dispatch_key_excluded(OVERRIDES_KEY, True)
+        yield
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:

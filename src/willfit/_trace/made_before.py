@@ -9,20 +9,18 @@ from unittest.mock import patch
 
 import torch
 
-from willfit._trace.recorder import Recorder
-
-_is_available = torch.cuda.is_available
+from willfit._trace.following import Follower
 
 
-def enable_scaler(scaler: torch.amp.GradScaler, recorder: Recorder) -> None:
+def enable_scaler(scaler: torch.amp.GradScaler, recorder: Follower) -> None:
     """Switch on the copy of a GradScaler that is off, unless there is a GPU here, so that it is off on purpose."""
-    if not scaler._enabled and not _is_available():
+    if not scaler._enabled and not recorder.made_with_gpu:
         recorder.assume("a GradScaler that is switched off, as on a machine without a GPU, is taken as switched on")
         torch.amp.GradScaler.__init__(scaler, "cuda")
 
 
 @contextmanager
-def autocast_contexts_enabled(recorder: Recorder) -> Iterator[None]:
+def autocast_contexts_enabled(recorder: Follower) -> Iterator[None]:
     """While the body runs, autocast contexts that were made before it do what they would with a GPU.
 
     One for the CPU too, unless there is a GPU here: it got its device from a variable that says so.
@@ -37,7 +35,7 @@ def autocast_contexts_enabled(recorder: Recorder) -> Iterator[None]:
         setattr(self, made_here, True)
 
     def enter(self: Any) -> Any:
-        if hasattr(self, made_here) or _is_available() or self.device not in ("cuda", "cpu"):
+        if hasattr(self, made_here) or recorder.made_with_gpu or self.device not in ("cuda", "cpu"):
             return own_enter(self)
         enabled = self._enabled
         if self.device == "cuda" and not enabled:

@@ -40,6 +40,13 @@ def override(*names: str) -> Callable[[Override], Override]:
     return register
 
 
+def as_tensor(value: Any) -> torch.Tensor:
+    """An argument that is a tensor to C++: a number that C++ wraps as one comes to Python as a number."""
+    if isinstance(value, torch.Tensor):
+        return value
+    return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None, device="cpu")
+
+
 def overload(name: str) -> Any:
     """The operator of that name, ``"add.Tensor"`` of aten or ``"library::scan"``; None where there is none."""
     namespace, _, rest = name.rpartition("::")

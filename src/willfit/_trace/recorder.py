@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import weakref
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from types import CodeType
 from typing import Any
@@ -18,20 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from willfit._trace.fake import META, FakeCudaTensor, run_on_meta, storages_of
+from willfit._trace.following import Follower, calling_line, line
 from willfit._trace.kernels import Call, Rule, rules
-from willfit._trace.known import KnownValues
 from willfit._trace.shapes import shortcut
 from willfit._trace.trace import Allocation, JobSummary, Mark, Phase, Role, Trace
 
 _CPU = torch.device("cpu")
-_NOT_THE_USERS = (
-    os.path.dirname(torch.__file__),
-    os.path.dirname(os.path.dirname(__file__)),
-    os.path.dirname(os.__file__),
-)
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode, Follower):
     """Runs operators on fake CUDA tensors without computing, and notes every allocation and free.
 
     Operators whose tensors are all on the CPU run for real: learning rates, step counts and the like keep their values.
@@ -44,19 +36,10 @@ class Recorder(TorchDispatchMode):
     static_shapes = True
 
     def __init__(self, compute_capability: tuple[int, int], multiprocessors: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.compute_capability = compute_capability
-        self.multiprocessors = multiprocessors
-        self.step = 0
+        TorchDispatchMode.__init__(self)
+        Follower.__init__(self, compute_capability, multiprocessors)
         self.stream = 0
-        self.assumptions: dict[str, None] = {}
-        self.convolution_workspace = 0
-        self.last_operator = ""
-        self.state: dict[Any, Any] = {}
-        """What a rule keeps for the length of the trace: workspaces already taken, seeds already made."""
-        self.known = KnownValues(lambda tensor: type(tensor) is FakeCudaTensor)
         self._rules: dict[Any, Rule] = rules()
-        self._phase: Phase = "placement"
         self._events = array("q")
         self._marks: list[Mark] = [Mark(0, 0, "placement")]
         self._sizes: list[int] = []
@@ -66,13 +49,8 @@ class Recorder(TorchDispatchMode):
         self._cpu_born: dict[int, Any] = {}
         self._standins: dict[int, tuple[Any, torch.Tensor]] = {}
         self._user_grads: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-        self._module_names: dict[int, str] = {}
-        self._modules: list[str] = []
         self._boundaries: tuple[list[int], list[str]] = ([0], [""])
-        self._user_code: dict[CodeType, bool] = {}
         self._outermost: CodeType | None = None
-        self.after_backward: Callable[[], None] = lambda: None
-        """Called when a backward pass has ended: the gradients are there."""
 
     # -- operators --------------------------------------------------------------------------------------------
 
@@ -143,6 +121,10 @@ class Recorder(TorchDispatchMode):
                 if any(tensor.untyped_storage()._cdata not in self._cpu_born for tensor in _dense(value)):
                     return True
         return False
+
+    def has_no_values(self, tensor: torch.Tensor) -> bool:
+        """Fake tensors have none."""
+        return type(tensor) is FakeCudaTensor
 
     def own_cpu_tensor(self, tensor: torch.Tensor) -> None:
         """A CPU tensor that belongs to the job's copy: it may be changed in place."""
@@ -239,13 +221,18 @@ class Recorder(TorchDispatchMode):
         if self._live.pop(key, None) is not None:
             self.free(handle)
 
-    def place(self, meta: torch.Tensor, role: Role, module: str = "") -> torch.Tensor:
+    def place(self, meta: torch.Tensor, role: Role, module: str, original: torch.Tensor) -> torch.Tensor:
         """Allocate a tensor of the job on the GPU, and return the fake one."""
         self._modules.append(module)
         try:
             return self._born(meta, "placement", role)
         finally:
             self._modules.pop()
+
+    def as_parameter(self, tensor: torch.Tensor, requires_grad: bool) -> torch.Tensor:
+        """A fake tensor that passes for a parameter."""
+        tensor._is_param = True  # what isinstance(x, nn.Parameter) looks at
+        return tensor.requires_grad_(requires_grad)
 
     def release_all(self) -> None:
         """Forget live storages, so that what the trace leaves behind is not noted as frees."""
@@ -271,50 +258,17 @@ class Recorder(TorchDispatchMode):
 
     # -- where the job is -------------------------------------------------------------------------------------
 
-    @property
-    def phase(self) -> Phase:
-        """Where in a step the job is."""
-        return self._phase
-
-    def enter(self, phase: Phase, step: int | None = None) -> None:
-        """The job enters a phase."""
-        if step is not None:
-            self.step = step
-        elif phase == self._phase:
-            return
-        self._phase = phase
-        self._marks.append(Mark(len(self._events), self.step, phase))
+    def _phase_changed(self) -> None:
+        self._marks.append(Mark(len(self._events), self.step, self._phase))
 
     def follow_sources_up_to(self, code: CodeType) -> None:
         """The function that calls the user's step: lines beyond it have no part in it."""
         self._outermost = code
 
-    def name_modules(self, names: dict[int, str]) -> None:
-        """Paths of the job's modules, by id."""
-        self._module_names = names
-
-    def enter_module(self, module: torch.nn.Module) -> None:
-        """A module's forward begins."""
-        self._modules.append(self.name_of(module))
-        self._note_boundary()
-
-    def leave_module(self) -> None:
-        """The innermost module's forward ends, by an exception too."""
-        if self._modules:
-            self._modules.pop()
-        self._note_boundary()
-
-    def _note_boundary(self) -> None:
+    def _module_changed(self) -> None:
         numbers, names = self._boundaries
         numbers.append(torch._C._autograd._get_sequence_nr())
         names.append(self._modules[-1] if self._modules else "")
-
-    @contextmanager
-    def module_depth_kept(self) -> Iterator[None]:
-        """Drop modules that were entered inside and never left."""
-        depth = len(self._modules)
-        yield
-        del self._modules[depth:]
 
     def _module(self) -> str:
         if self._modules:
@@ -326,35 +280,22 @@ class Recorder(TorchDispatchMode):
         number = node._sequence_nr()
         return names[bisect_right(numbers, number) - 1] if number < numbers[-1] else ""
 
-    def name_of(self, module: torch.nn.Module) -> str:
-        """The module's path in the model, for messages; its class where it has none."""
-        return self._module_names.get(id(module)) or type(module).__name__
-
     def _source(self) -> tuple[CodeType, int] | None:
-        if self._phase == "placement":
-            return None
-        frame = sys._getframe(2)
-        known = self._user_code
-        while frame is not None:
-            code = frame.f_code
-            if code is self._outermost:
-                return None
-            is_user = known.get(code)
-            if is_user is None:
-                is_user = known[code] = _shows_where(code.co_filename)
-            if is_user:
-                return code, frame.f_lineno
-            frame = frame.f_back  # type: ignore[assignment]
-        return None
-
-    def assume(self, sentence: str) -> None:
-        """Note what was decided or not modelled, once."""
-        self.assumptions[sentence] = None
+        return None if self._phase == "placement" else calling_line(self._outermost, 3)
 
     def trace(self, steps: int, job: JobSummary) -> Trace:
         """What was recorded."""
         allocations = tuple(
-            Allocation(size, role, step, phase, module, str(op), _line(source), stream)
+            Allocation(
+                size,
+                role,
+                step,
+                phase,
+                module,
+                str(op),
+                "" if source is None else line(source[0].co_filename, source[1]),
+                stream,
+            )
             for size, role, (step, phase, module, op, source, stream) in zip(
                 self._sizes, self._roles, self._places, strict=True
             )
@@ -368,19 +309,6 @@ class Recorder(TorchDispatchMode):
             self.convolution_workspace,
             steps,
         )
-
-
-def _shows_where(filename: str) -> bool:
-    """Whether a line of this file tells users where they are: their own files and those of libraries, not PyTorch's."""
-    is_library = "site-packages" in filename and "site-packages/torch" not in filename
-    return is_library or not filename.startswith(_NOT_THE_USERS)
-
-
-def _line(source: tuple[CodeType, int] | None) -> str:
-    if source is None:
-        return ""
-    code, number = source
-    return f"{'/'.join(code.co_filename.replace(chr(92), '/').rsplit('/', 2)[-2:])}:{number}"
 
 
 def _dense(value: Any) -> Iterator[torch.Tensor]:

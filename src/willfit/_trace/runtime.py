@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import sys
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,12 +12,13 @@ from unittest.mock import patch
 
 import torch
 import torch.utils._foreach_utils
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from willfit._devices import Device
 from willfit._trace.cuda import accumulation, autocast
 from willfit._trace.fake import CUDA, FakeCudaTensor
+from willfit._trace.following import phases_and_modules
 from willfit._trace.made_before import autocast_contexts_enabled
+from willfit._trace.masks import masks_as_under_tracing
 from willfit._trace.overrides import overrides_enabled
 from willfit._trace.recorder import Recorder
 from willfit._trace.surroundings import nothing_left_behind
@@ -177,36 +176,18 @@ def cuda_runtime(recorder: Recorder, device: Device) -> Iterator[None]:
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(patch.object(torch, "clear_autocast_cache", autocast.clearing(torch.clear_autocast_cache)))
         stack.callback(autocast.clear_cache)
-        stack.enter_context(patch.object(torch.autograd, "_engine_run_backward", _backward(recorder)))
         for lists in (_optim, torch.utils._foreach_utils):  # torch.optim's, and that of clip_grad_norm_
             supported = [*lists._foreach_supported_types, FakeCudaTensor]
             stack.enter_context(patch.object(lists, "_foreach_supported_types", supported))
         stack.enter_context(patch.object(torch._C, "_group_tensors_by_device_and_dtype", _grouped_on_the_gpu()))
-        imports = sys.modules.get("transformers.utils.import_utils")
-        if hasattr(imports, "is_fake_tensor"):
-            stack.enter_context(patch.object(imports, "is_fake_tensor", _is_fake_to_transformers(recorder)))
+        stack.enter_context(masks_as_under_tracing(recorder))
         lifted = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") then copies through the dispatcher
         stack.callback(torch._C._set_only_lift_cpu_tensors, lifted)
-        _follow_modules(recorder, stack)
+        stack.enter_context(phases_and_modules(recorder))
         stack.enter_context(overrides_enabled())
         stack.enter_context(recorder)
         yield
-
-
-def _is_fake_to_transformers(recorder: Recorder) -> Callable[[Any], bool]:
-    """Transformers asks before it reads an attention mask, to see whether it can do without."""
-
-    def is_fake(value: Any) -> bool:
-        if not isinstance(value, FakeCudaTensor):
-            return False
-        recorder.assume(
-            "attention masks are made, as Transformers does for batches with padding; for a batch without any it may "
-            "leave them out and need less"
-        )
-        return True
-
-    return is_fake
 
 
 def _accelerator_answers(recorder: Recorder) -> dict[str, Any]:
@@ -257,45 +238,3 @@ def _grouped_on_the_gpu() -> Callable[..., Any]:
         return {(CUDA if device.type == "meta" else device, dtype): g for (device, dtype), g in groups.items()}
 
     return group
-
-
-def _backward(recorder: Recorder) -> Callable[..., Any]:
-    own = torch.autograd.graph._engine_run_backward
-    thread = threading.get_ident()
-
-    def run(outputs: Any, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != thread:
-            return own(outputs, *args, **kwargs)
-        before = recorder.phase
-        nested = before == "backward"
-        if not nested:
-            recorder.mark_live_temporaries("activations")
-            recorder.mark_role(outputs, "temporaries")
-            recorder.enter("backward")
-        try:
-            with recorder.module_depth_kept():
-                return own(outputs, *args, **kwargs)
-        finally:
-            if not nested:
-                recorder.after_backward()
-                gc.collect(1)
-                recorder.enter("optimizer step")
-
-    return run
-
-
-def _follow_modules(recorder: Recorder, stack: ExitStack) -> None:
-    thread = threading.get_ident()
-
-    def enter(module: torch.nn.Module, _: Any) -> None:
-        if threading.get_ident() == thread:
-            if recorder.phase == "optimizer step":
-                recorder.enter("forward")
-            recorder.enter_module(module)
-
-    def leave(module: torch.nn.Module, _: Any, __: Any) -> None:
-        if threading.get_ident() == thread:
-            recorder.leave_module()
-
-    stack.callback(register_module_forward_pre_hook(enter).remove)
-    stack.callback(register_module_forward_hook(leave, always_call=True).remove)

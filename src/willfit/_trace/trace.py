@@ -10,9 +10,11 @@ Role = Literal[
     "parameters", "buffers", "gradients", "optimizer states", "activations", "inputs", "workspaces", "temporaries"
 ]
 Phase = Literal["placement", "forward", "backward", "optimizer step"]
+Engine = Literal["symbolic", "emulated"]
 
 ROLES: tuple[Role, ...] = get_args(Role)
 PHASES: tuple[Phase, ...] = get_args(Phase)
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +83,7 @@ class Trace:
     """Upper bound in bytes on the workspace that cuDNN may take beside what was traced; 0 without convolutions."""
     steps: int = field(default=1)
     """How many optimisation steps were traced."""
+    target: Literal["cuda", "cpu"] = "cuda"
+    """Whose allocator gets the requests: PyTorch's caching one, or the CPU's, which gives what it is asked for."""
+    engine: Engine = "symbolic"
+    """What followed the job: the rules on fake tensors, or PyTorch's own CUDA code on an emulated GPU."""

@@ -27,7 +27,7 @@ def answer(function, *shape, dtype="float32"):
         (lambda x: bool(x.any()), False, "any()"),
         (lambda x: bool(torch.isnan(x).any()), False, "any()"),
         (lambda x: bool(torch.isnan(x.sum())), False, "isnan()"),
-        (lambda x: torch.equal(x, x * 2), True, "all()"),
+        (lambda x: torch.equal(x, x * 2), True, "equal()"),
         (lambda x: torch.allclose(x, x * 2), True, "all()"),
         (lambda x: torch.is_nonzero(x.sum()), True, ".item()"),
         (lambda x: tuple(x.nonzero().shape), (12, 2), "nonzero"),

@@ -33,7 +33,7 @@ def add(call: Call) -> Any:
         and isinstance(call.args[0], FakeCudaTensor)
         and isinstance(call.args[1], FakeCudaTensor)
         and call.args[0].shape == call.args[1].shape
-        and _called_by_the_engine()
+        and called_by_the_engine()
         and _only_the_buffer_holds(call.args[0])
     ):
         total = call.recorder.run(torch.ops.aten.add_.Tensor, call.args, {})
@@ -41,26 +41,27 @@ def add(call: Call) -> Any:
     return call.run()
 
 
-def _called_by_the_engine() -> bool:
+def called_by_the_engine() -> bool:
+    """Whether autograd itself adds two gradients, and not one of its formulas."""
     if calling_frame().f_code.co_name != "_engine_run_backward":
         return False
     node = torch._C._current_autograd_node()
     return node is None or not node.name().startswith(_FORMULAS_THAT_ADD)
 
 
-def _holders(tensor: torch.Tensor) -> tuple[int, int]:
+def holders(tensor: torch.Tensor) -> tuple[int, int]:
     """How many hold the tensor, and its storage, as seen from inside an operator."""
     tensors = tensor._use_count() if hasattr(tensor, "_use_count") else 0  # from torch 2.8 on
     return tensors, torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
 
 
 def _only_the_buffer_holds(tensor: torch.Tensor) -> bool:
-    return _holders(tensor) <= holders_of_an_unshared_gradient()
+    return holders(tensor) <= holders_of_an_unshared_gradient()
 
 
 @cache
 def holders_of_an_unshared_gradient() -> tuple[int, int]:
-    """What `_holders` says of a gradient that only the engine holds; versions of PyTorch differ in it.
+    """What `holders` says of a gradient that only the engine holds; versions of PyTorch differ in it.
 
     Found by a backward pass of its own, so it is asked for once before the trace.
     """
@@ -69,7 +70,7 @@ def holders_of_an_unshared_gradient() -> tuple[int, int]:
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is torch.ops.aten.add.Tensor and torch._C._current_graph_task_id() != -1:
-                seen.append(_holders(args[0]))
+                seen.append(holders(args[0]))
             out = run_on_meta(func, args, kwargs or {})
             return out if type(out) is FakeCudaTensor else FakeCudaTensor.wrap(out)
 

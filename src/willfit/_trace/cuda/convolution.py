@@ -17,6 +17,7 @@ import torch
 from willfit._trace.cuda import unfolded_convolution
 from willfit._trace.cuda.composing import contiguous, empty, operate, suggested_format
 from willfit._trace.fake import run_on_meta
+from willfit._trace.following import Follower
 from willfit._trace.kernels import Call, kernel, nbytes
 
 _DENSE = torch.contiguous_format
@@ -152,7 +153,7 @@ def convolution(call: Call) -> Any:
     with call.temporary(0 if one.weight.is_contiguous(memory_format=memory_format) else nbytes(one.weight)):
         pass
     if not _is_done_by_pytorch(call, one):
-        _bound_workspace(call, one, out)
+        bound_workspace(call.recorder, one.x, one.weight, out, one.transposed)
     return out
 
 
@@ -166,22 +167,24 @@ def _output(
     return call.recorder.run(torch.ops.aten.empty.memory_format, (list(shape),), options)  # type: ignore[no-any-return]
 
 
-def _bound_workspace(call: Call, one: _Convolution, out: torch.Tensor) -> None:
+def bound_workspace(
+    recorder: Follower, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, transposed: bool
+) -> None:
     """An upper bound for the most that cuDNN takes for one convolution, of which cuDNN alone knows.
 
     An algorithm by explicit matrix product unfolds the whole input; one for tensor cores copies input, weight and
     output into another layout. PyTorch tries others where that much is not free (Conv_v7.cpp, Conv_v8.cpp).
     """
-    call.recorder.assume(
+    recorder.assume(
         "cuDNN's workspace is taken to be at most the unfolded input of the largest convolution, "
         "or a copy of its input, weight and output, and is not in the peaks"
     )
-    places = out if not one.transposed else one.x
-    channels = one.x.size(1) if not one.transposed else out.size(1)
-    window = math.prod(one.weight.shape[2:])
-    unfolded = places.size(0) * channels * math.prod(places.shape[2:]) * window * one.x.itemsize
-    copies = nbytes(one.x) + nbytes(one.weight) + nbytes(out)
-    call.recorder.convolution_workspace = max(call.recorder.convolution_workspace, unfolded, copies)
+    places = out if not transposed else x
+    channels = x.size(1) if not transposed else out.size(1)
+    window = math.prod(weight.shape[2:])
+    unfolded = places.size(0) * channels * math.prod(places.shape[2:]) * window * x.itemsize
+    copies = nbytes(x) + nbytes(weight) + nbytes(out)
+    recorder.convolution_workspace = max(recorder.convolution_workspace, unfolded, copies)
 
 
 # -- backward ----------------------------------------------------------------------------------------------------------

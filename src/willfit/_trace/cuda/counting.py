@@ -69,7 +69,9 @@ def _unique_of_two(call: Call, tensor: torch.Tensor, with_inverse: bool) -> tupl
     with call.temporary(4):
         with call.temporary(cub.reduce(tensor.numel(), 4, recorder.compute_capability, recorder.multiprocessors)):
             pass
-        values, counts = empty(call, (2,), torch.bool), empty(call, (2,), torch.int64)
+        kept = min(2, number_unique(recorder, tensor))
+        found = empty(call, (2,), torch.bool), empty(call, (2,), torch.int64)
+        values, counts = (operate(call, "slice.Tensor", each, 0, 0, kept) for each in found)
         return values, empty(call, tensor.shape if with_inverse else (0,), torch.int64), counts
 
 

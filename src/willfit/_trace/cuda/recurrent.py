@@ -22,6 +22,10 @@ from willfit._trace.overrides import override
 _aten = torch.ops.aten
 _MODES = {"rnn_relu": 0, "rnn_tanh": 1, "lstm": 2, "gru": 3}  # CUDNN_RNN_RELU and so on
 _GATES = {0: 1, 1: 1, 2: 4, 3: 3}
+CUDNN_ALONE_KNOWS = (
+    "cuDNN's recurrent networks are taken to keep for backward each layer's gates, cell states and outputs, "
+    "and to need the gates of one layer as workspace: cuDNN alone knows"
+)
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 Hidden = tuple[torch.Tensor, ...]
@@ -286,10 +290,7 @@ def cudnn_rnn(call: Call) -> Any:
     last = [empty(call, state.shape if state is not None else (0,), x.dtype) for state in (hidden, cell)]
     rows = out.numel() // ((projected or width) * directions)
     gates = _GATES[call.args[6]]
-    call.recorder.assume(
-        "cuDNN's recurrent networks are taken to keep for backward each layer's gates, cell states and outputs, "
-        "and to need the gates of one layer as workspace: cuDNN alone knows"
-    )
+    call.recorder.assume(CUDNN_ALONE_KNOWS)
     workspace = rows * directions * gates * width * x.element_size()
     with call.temporary(workspace):
         kept = rows * directions * layers * (gates + 2) * width * x.element_size()

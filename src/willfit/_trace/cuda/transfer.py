@@ -14,12 +14,13 @@ import torch
 from willfit._trace.cuda.values import known_on_cpu
 from willfit._trace.fake import CUDA, FakeCudaTensor
 from willfit._trace.kernels import Call, kernel
-from willfit._trace.overrides import override
+from willfit._trace.overrides import as_tensor, override
 
 
 @override("to.dtype_layout", "to.device", "to.other", "to.dtype")
 def to(own: Callable[..., Any], self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     """Resolve where to, since the dispatcher takes a fake tensor for a meta one."""
+    self = as_tensor(self)
     target = next(
         (
             a

@@ -10,25 +10,28 @@ import torch
 from willfit._trace.cuda import cub
 from willfit._trace.cuda.composing import contiguous, empty, operate
 from willfit._trace.fake import FakeCudaTensor
+from willfit._trace.following import Follower
 from willfit._trace.kernels import Call, kernel
 from willfit._trace.overrides import override
-from willfit._trace.recorder import Recorder
 
 _ORIGIN = "value origin"
 
 
-def _note(recorder: Recorder, what: str, answer: Any) -> None:
+def _note(recorder: Follower, what: str, answer: Any) -> None:
     recorder.assume(f"{what} depends on values that are not known: taken as {answer}")
 
 
 @kernel("_local_scalar_dense")
 def item(call: Call) -> Any:
     """``tensor.item()`` and ``bool(tensor)``."""
-    tensor = call.args[0]
-    known = _known(call.recorder, tensor)
-    if known is not None:
+    return value_of(call.recorder, call.args[0])
+
+
+def value_of(recorder: Follower, tensor: torch.Tensor) -> Any:
+    """What a tensor of one element holds: its value where that is known, else what the policy says."""
+    if (known := values_of(recorder, tensor)) is not None:
         return known.item()
-    answer = _answer(call.recorder, tensor)
+    answer = _answer(recorder, tensor)
     if tensor.dtype == torch.bool:
         return bool(answer)
     if tensor.is_floating_point():
@@ -36,7 +39,7 @@ def item(call: Call) -> Any:
     return complex(answer) if tensor.is_complex() else answer
 
 
-def _known(recorder: Recorder, tensor: torch.Tensor) -> torch.Tensor | None:
+def values_of(recorder: Follower, tensor: torch.Tensor) -> torch.Tensor | None:
     """The values of a tensor that the step is about to read, where they are known."""
     known = recorder.known.of(tensor)
     if known is not None and recorder.known.is_of_the_batch(tensor):
@@ -44,13 +47,13 @@ def _known(recorder: Recorder, tensor: torch.Tensor) -> torch.Tensor | None:
     return known if _origin(recorder, tensor) != "found_inf" else None
 
 
-def _origin(recorder: Recorder, tensor: torch.Tensor) -> str | None:
+def _origin(recorder: Follower, tensor: torch.Tensor) -> str | None:
     storage = tensor.untyped_storage()
     born, origin = recorder.state.get((_ORIGIN, storage._cdata), (lambda: None, None))
     return origin if born() is storage else None  # else the address was used again
 
 
-def _answer(recorder: Recorder, tensor: torch.Tensor) -> int:
+def _answer(recorder: Follower, tensor: torch.Tensor) -> int:
     origin = _origin(recorder, tensor)
     if origin == "found_inf":
         _note(recorder, "GradScaler's found_inf", "0: no overflow, the optimizer steps")
@@ -63,17 +66,17 @@ def _answer(recorder: Recorder, tensor: torch.Tensor) -> int:
     return 1
 
 
-def remember(call: Call, tensor: torch.Tensor, origin: str) -> None:
+def remember(recorder: Follower, tensor: torch.Tensor, origin: str) -> None:
     """Where a tensor's values come from, for when they are read."""
     storage = tensor.untyped_storage()
-    call.recorder.state[_ORIGIN, storage._cdata] = (weakref.ref(storage), origin)
+    recorder.state[_ORIGIN, storage._cdata] = (weakref.ref(storage), origin)
 
 
 @kernel("all", "all.dim", "all.dims")
 def all_(call: Call) -> Any:
     """``all()`` is true."""
     out = call.run()
-    remember(call, out, "all")
+    remember(call.recorder, out, "all")
     return out
 
 
@@ -81,7 +84,7 @@ def all_(call: Call) -> Any:
 def any_(call: Call) -> Any:
     """``any()`` is false."""
     out = call.run()
-    remember(call, out, "any")
+    remember(call.recorder, out, "any")
     return out
 
 
@@ -89,7 +92,7 @@ def any_(call: Call) -> Any:
 def not_finite(call: Call) -> Any:
     """``isnan()`` and ``isinf()`` are false."""
     out = call.run()
-    remember(call, out, call.func._schema.name.removeprefix("aten::"))
+    remember(call.recorder, out, call.func._schema.name.removeprefix("aten::"))
     return out
 
 
@@ -99,12 +102,21 @@ def equal(call: Call) -> Any:
     first, second = call.args
     if first.shape != second.shape:
         return False
-    answer = True
     if first.numel() and first is not second:
         same = operate(call, "eq.Tensor", first, second)
         alike = operate(call, "all", same)
-        answer = bool(operate(call, "_local_scalar_dense", alike))
-    return answer
+        del alike, same
+        return are_equal(call.recorder, first, second)
+    return True
+
+
+def are_equal(recorder: Follower, first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors of one shape are equal: yes, where that is not known."""
+    one, other = values_of(recorder, first), values_of(recorder, second)
+    if one is not None and other is not None:
+        return torch.equal(one, other)
+    _note(recorder, "torch.equal()", True)
+    return True
 
 
 @override("allclose")
@@ -125,7 +137,7 @@ def is_nonzero(own: Any, tensor: torch.Tensor) -> bool:
 @kernel("_amp_foreach_non_finite_check_and_unscale_")
 def unscale(call: Call) -> Any:
     """GradScaler: nothing overflows. The kernel works in place (aten/src/ATen/native/cuda/AmpKernels.cu)."""
-    remember(call, call.args[1], "found_inf")
+    remember(call.recorder, call.args[1], "found_inf")
 
 
 @kernel("_amp_update_scale_")
@@ -134,34 +146,34 @@ def update_scale(call: Call) -> Any:
     return call.args[0]
 
 
-def number_nonzero(recorder: Recorder, tensor: torch.Tensor) -> int:
+def number_nonzero(recorder: Follower, tensor: torch.Tensor) -> int:
     """How many elements are nonzero: all, where that is not known."""
-    if (known := _known(recorder, tensor)) is not None:
+    if (known := values_of(recorder, tensor)) is not None:
         return int(known.count_nonzero())
     _note(recorder, "the number of nonzero elements (nonzero, masked_select, indexing by a mask)", "all of them")
     return tensor.numel()
 
 
-def number_repeated(recorder: Recorder, repeats: torch.Tensor) -> int:
+def number_repeated(recorder: Follower, repeats: torch.Tensor) -> int:
     """How many elements repeat_interleave makes: one for each that it repeats, where that is not known."""
-    if (known := _known(recorder, repeats)) is not None:
+    if (known := values_of(recorder, repeats)) is not None:
         return int(known.sum())
     _note(recorder, "the output size of repeat_interleave()", "one element for each")
     return repeats.numel()
 
 
-def number_unique(recorder: Recorder, tensor: torch.Tensor, dim: int | None = None, consecutive: bool = False) -> int:
+def number_unique(recorder: Follower, tensor: torch.Tensor, dim: int | None = None, consecutive: bool = False) -> int:
     """How many elements, or rows, are unique: all, where that is not known."""
-    if (known := _known(recorder, tensor)) is not None:
+    if (known := values_of(recorder, tensor)) is not None:
         found = torch.unique_consecutive(known, dim=dim) if consecutive else torch.unique(known, dim=dim)
         return int(found.size(dim or 0))
     _note(recorder, "the number of unique elements", "all of them")
     return tensor.numel() if dim is None else tensor.size(dim)
 
 
-def largest_counted(recorder: Recorder, tensor: torch.Tensor) -> int:
+def largest_counted(recorder: Follower, tensor: torch.Tensor) -> int:
     """The largest number that bincount meets: 1, where that is not known."""
-    if (known := _known(recorder, tensor)) is not None:
+    if (known := values_of(recorder, tensor)) is not None:
         return int(known.max())
     _note(recorder, "the number of bins of bincount()", "what minlength asks for, at least 2")
     return 1
@@ -206,24 +218,27 @@ def nonzero_static(call: Call) -> Any:
     return out
 
 
-# Above this a CPU copy of a fake tensor is left unwritten, so that it takes no real memory (bytes).
+# Above this a copy on the CPU is left unwritten, so that it takes no real memory (bytes).
 _WRITTEN = 64 * 2**20
 
 
-def known_on_cpu(recorder: Recorder, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+def known_on_cpu(recorder: Follower, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     """A CPU tensor in place of a fake one: ones (small ones), so that code that goes on with its values runs."""
-    dtype = dtype or tensor.dtype
     if not isinstance(tensor, FakeCudaTensor):
         raise AssertionError("only fake tensors have no values")
-    if (known := _known(recorder, tensor)) is not None:
-        out = known.to(dtype, copy=True)
-        recorder.own_cpu_tensor(out)
-        return out
-    answer = _answer(recorder, tensor) if tensor.numel() == 1 else 1
-    out = torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device="cpu")
-    if out.untyped_storage().nbytes() <= _WRITTEN:
-        out.fill_(answer)
-        if tensor.numel() != 1:
-            recorder.assume("values copied from the GPU to the CPU are not known: taken as 1")
+    layout = torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype or tensor.dtype, device="meta")
+    out = torch.empty_like(layout, device="cpu")
+    write(recorder, out, tensor)
     recorder.own_cpu_tensor(out)
     return out
+
+
+def write(recorder: Follower, out: torch.Tensor, tensor: torch.Tensor) -> None:
+    """Fill a copy on the CPU of a tensor on the GPU with its values, or small ones with those of the policy."""
+    if (known := values_of(recorder, tensor)) is not None:
+        out.copy_(known)
+    elif tensor.numel() == 1:
+        out.fill_(_answer(recorder, tensor))
+    elif out.untyped_storage().nbytes() <= _WRITTEN:
+        out.fill_(1)
+        recorder.assume("values copied from the GPU to the CPU are not known: taken as 1")

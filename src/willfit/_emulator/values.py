@@ -1,0 +1,243 @@
+"""What is read from an emulated GPU: the same answers as in a prediction on fake tensors (_trace/cuda/values.py).
+
+Kernels write nothing, so every copy to the CPU would give zeros. Where PyTorch's own code reads a count or a scalar,
+the runtime is told what it finds there; then that code itself goes on as it would on a GPU with such values. Every
+operator passes by here before autograd, so that what is known of the batch's values is followed (_trace/known.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from willfit._emulator.operators import Operator, met
+from willfit._real.follower import RealFollower
+from willfit._trace.cuda import values
+from willfit._trace.cuda.conditions import COMPARISONS
+from willfit._trace.cuda.convolution import bound_workspace
+from willfit._trace.cuda.recurrent import CUDNN_ALONE_KNOWS
+from willfit._trace.following import Follower
+from willfit._trace.kernels import argument_of
+
+_Answer = Callable[..., Any]
+"""Called as ``answer(answers, operator, *args, **kwargs)``."""
+
+_always: dict[str, _Answer] = {}
+_forward: dict[str, _Answer] = {}
+
+_CONDITIONS = ("all", "all.dim", "all.dims", "any", "any.dim", "any.dims", "isnan", "isinf")
+
+
+def _answer(*names: str, where: dict[str, _Answer] = _always) -> Callable[[_Answer], _Answer]:
+    def register(function: _Answer) -> _Answer:
+        where.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+class EmulatedFollower(RealFollower):
+    """Follows a job on a GPU whose kernels write nothing."""
+
+    def has_no_values(self, tensor: torch.Tensor) -> bool:
+        """No tensor on that GPU has any."""
+        return tensor.is_cuda
+
+
+class Answers:
+    """What is known and, where nothing is, the policy; for one run."""
+
+    def __init__(self, follower: Follower) -> None:
+        self.follower = follower
+        self._counts: list[int] = []
+        """What an operator that is running reads by ``.item()`` inside."""
+
+    @contextmanager
+    def given(self) -> Iterator[None]:
+        """While the body runs, what is known is followed and reads are answered."""
+        always = {name: functools.partial(self._answered, answer) for name, answer in _always.items()}
+        forward = {name: functools.partial(self._followed, answer) for name, answer in _forward.items()}
+        others = functools.partial(self._followed, lambda _, operator, *args, **kwargs: operator(*args, **kwargs))
+        with (
+            patch.object(torch.Tensor, "detach", self._detached(torch.Tensor.detach)),
+            met(always, forward, others),
+        ):
+            yield
+
+    def _answered(self, answer: _Answer, operator: Operator, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(arg, torch.Tensor) and arg.is_cuda for arg in args):
+            return answer(self, operator, *args, **kwargs)
+        return operator(*args, **kwargs)
+
+    def _followed(self, answer: _Answer, operator: Operator, *args: Any, **kwargs: Any) -> Any:
+        out = self._answered(answer, operator, *args, **kwargs)
+        self.follower.known.after(operator.func, args, kwargs, out)
+        return out
+
+    def _detached(self, own: Any) -> Callable[..., torch.Tensor]:
+        """An operator that is not met on the way."""
+
+        def detach(tensor: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = own(tensor)
+            self.follower.known.after(torch.ops.aten.detach.default, (tensor,), {}, out)
+            return out
+
+        return detach
+
+    @contextmanager
+    def counts(self, number: int) -> Iterator[None]:
+        """Within the body PyTorch reads this number: by ``.item()``, or by a copy of its own."""
+        self._counts.append(number)
+        try:
+            with _reads(struct.pack("<q", number)):
+                yield
+        finally:
+            self._counts.pop()
+
+    def number(self, tensor: torch.Tensor) -> Any:
+        """What ``tensor.item()`` finds."""
+        if self._counts and values.values_of(self.follower, tensor) is None:
+            return self._counts[-1]
+        return values.value_of(self.follower, tensor)
+
+
+_runtime = ctypes.CDLL(None)
+
+
+@contextmanager
+def _reads(answer: bytes) -> Iterator[None]:
+    """Within the body, this thread reads these bytes from the GPU."""
+    _runtime.willfit_reads(answer, ctypes.c_size_t(len(answer)))
+    try:
+        yield
+    finally:
+        _runtime.willfit_reads(None, ctypes.c_size_t(0))
+
+
+# -- numbers and conditions --------------------------------------------------------------------------------------------
+
+
+@_answer("_local_scalar_dense")
+def _item(answers: Answers, operator: Operator, tensor: torch.Tensor) -> Any:
+    value = torch.full((1,), answers.number(tensor), dtype=tensor.dtype, device="cpu")
+    with _reads(ctypes.string_at(value.data_ptr(), value.element_size())):
+        return operator(tensor)
+
+
+@_answer(*_CONDITIONS, *COMPARISONS)
+def _condition(answers: Answers, operator: Operator, *args: Any, **kwargs: Any) -> Any:
+    out = operator(*args, **kwargs)
+    if operator.name in _CONDITIONS or out.numel() == 1:
+        values.remember(answers.follower, out, operator.name)
+    return out
+
+
+@_answer("equal")
+def _equal(answers: Answers, operator: Operator, first: torch.Tensor, second: torch.Tensor) -> Any:
+    if first.shape != second.shape:
+        return operator(first, second)
+    with answers.counts(values.are_equal(answers.follower, first, second)):
+        return operator(first, second)
+
+
+@_answer("_amp_foreach_non_finite_check_and_unscale_")
+def _unscale(
+    answers: Answers, operator: Operator, gradients: Any, found_inf: torch.Tensor, inverse_scale: torch.Tensor
+) -> None:
+    values.remember(answers.follower, found_inf, "found_inf")
+    operator(gradients, found_inf, inverse_scale)
+
+
+# -- counts ------------------------------------------------------------------------------------------------------------
+
+
+@_answer("nonzero")
+def _nonzero(answers: Answers, operator: Operator, tensor: torch.Tensor) -> Any:
+    with answers.counts(values.number_nonzero(answers.follower, tensor)):
+        return operator(tensor)
+
+
+@_answer("_unique", "_unique2", "unique_consecutive", "unique_dim", "unique_dim_consecutive")
+def _unique(answers: Answers, operator: Operator, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    dim = argument_of(operator.func, (tensor, *args), kwargs, "dim")
+    kept = values.number_unique(answers.follower, tensor, dim, "consecutive" in operator.name)
+    if tensor.dtype == torch.bool and operator.name in ("_unique", "_unique2"):  # read is how many are true
+        kept = tensor.numel() if kept == 1 else -(-tensor.numel() // 2)
+    with answers.counts(kept):
+        return operator(tensor, *args, **kwargs)
+
+
+@_answer("_coalesce")
+def _coalesce(answers: Answers, operator: Operator, tensor: torch.Tensor) -> Any:
+    """Entries of a sparse tensor that have the same place are added up."""
+    with answers.counts(values.number_unique(answers.follower, tensor._indices(), dim=1)):
+        return operator(tensor)
+
+
+@_answer("repeat_interleave.Tensor")
+def _repeat_interleave(
+    answers: Answers, operator: Operator, repeats: torch.Tensor, *, output_size: int | None = None
+) -> Any:
+    if output_size is not None:
+        return operator(repeats, output_size=output_size)
+    with answers.counts(values.number_repeated(answers.follower, repeats)):
+        return operator(repeats)
+
+
+@_answer("bincount")
+def _bincount(answers: Answers, operator: Operator, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    with answers.counts(values.largest_counted(answers.follower, tensor)):
+        return operator(tensor, *args, **kwargs)
+
+
+# -- whole tensors -----------------------------------------------------------------------------------------------------
+
+
+@_answer("_to_copy", where=_forward)
+def _to_copy(answers: Answers, operator: Operator, tensor: torch.Tensor, **kwargs: Any) -> Any:
+    out = operator(tensor, **kwargs)
+    if out.device.type == "cpu":
+        values.write(answers.follower, out, tensor)
+    return out
+
+
+@_answer("copy_", where=_forward)
+def _copy(answers: Answers, operator: Operator, destination: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """A CPU tensor that is written to keeps its values."""
+    if destination.is_cuda:
+        return operator(destination, *args, **kwargs)
+    before = destination.detach().clone()
+    operator(destination, *args, **kwargs)
+    with torch.no_grad():
+        return destination.copy_(before)
+
+
+# -- what cuDNN alone knows --------------------------------------------------------------------------------------------
+
+
+@_answer("convolution", where=_forward)
+def _convolution(
+    answers: Answers, operator: Operator, x: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    out = operator(x, weight, *args, **kwargs)
+    transposed = args[4]
+    if torch._C._select_conv_backend(x, weight, *args) in _BY_CUDNN:
+        bound_workspace(answers.follower, x, weight, out, transposed)
+    return out
+
+
+_ConvBackend: Any = torch._C._ConvBackend  # type: ignore[attr-defined]
+_BY_CUDNN = (_ConvBackend.Cudnn, _ConvBackend.CudnnTranspose)
+
+
+@_answer("_cudnn_rnn", where=_forward)
+def _cudnn_rnn(answers: Answers, operator: Operator, *args: Any, **kwargs: Any) -> Any:
+    answers.follower.assume(CUDNN_ALONE_KNOWS)
+    return operator(*args, **kwargs)

@@ -1,0 +1,1 @@
+"""Predictions held against what really happened: a file for each way of measuring."""
