@@ -20,6 +20,7 @@ from willfit._devices import Device
 from willfit._errors import JobError, WillfitError
 from willfit._globals import exchanged_globals
 from willfit._placement import Placement, optimizers_of, tensors_of
+from willfit._placement_bitsandbytes import copy_managers, elements, is_quantized_weight, tensors_beside
 from willfit._trace.made_before import enable_scaler
 from willfit._trace.recorder import Recorder
 from willfit._trace.runtime import cuda_runtime
@@ -77,6 +78,7 @@ def tensors_outside(model: nn.Module, optimizer: Any, batch: Any, index: int) ->
         return 0  # refused later, with a better message
     tensors = [*model.parameters(), *model.buffers(), *tensors_of(batch)]
     tensors += [p.grad for p in model.parameters() if p.grad is not None]
+    tensors += [tensor for module in model.modules() for tensor in tensors_beside(module)]
     for each in optimizers_of(optimizer):
         tensors += tensors_of(list(each.state.values()))
     here = torch.device("cuda", index)
@@ -157,7 +159,10 @@ class _Copy:
             check_optimizer_is_for(each, self._model, placement.copier.memo)
         placement.optimizer(self._optimizer)
         copier = placement.copier
-        model, optimizer = copier.copy(self._model), copier.copy(self._optimizer)
+        model = copier.copy(self._model)
+        for each in optimizers_of(self._optimizer):
+            copy_managers(each, copier)
+        optimizer = copier.copy(self._optimizer)
         batch = placement.batch(self._batch)
         call = functools.partial(self._call, copier.copy(self._step), model, optimizer, batch)
         with exchanged_globals(copier):
@@ -246,15 +251,18 @@ class _Copy:
 
 
 def _summary(model: nn.Module, optimizer: Any, batch: Any) -> JobSummary:
-    elements: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for parameter in model.parameters():
-        elements[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+        dtype, number = str(parameter.dtype).removeprefix("torch."), parameter.numel()
+        if is_quantized_weight(parameter):
+            dtype, number = elements(parameter)
+        counts[dtype] += number
     return JobSummary(
         model=type(model).__name__,
         optimizer=" + ".join(type(each).__name__ for each in optimizers_of(optimizer)),
-        parameters=elements.total(),
+        parameters=counts.total(),
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        dtypes=tuple(elements.most_common()),
+        dtypes=tuple(counts.most_common()),
         batch=", ".join(_shapes("", batch)),
     )
 

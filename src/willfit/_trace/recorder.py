@@ -241,9 +241,15 @@ class Recorder(TorchDispatchMode):
 
     def place(self, meta: torch.Tensor, role: Role, module: str = "") -> torch.Tensor:
         """Allocate a tensor of the job on the GPU, and return the fake one."""
-        self._modules.append(module)
-        try:
+        with self.in_module(module):
             return self._born(meta, "placement", role)
+
+    @contextmanager
+    def in_module(self, path: str) -> Iterator[None]:
+        """What happens inside is a module's of that path."""
+        self._modules.append(path)
+        try:
+            yield
         finally:
             self._modules.pop()
 

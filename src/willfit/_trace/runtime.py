@@ -17,6 +17,7 @@ import torch.utils._foreach_utils
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from willfit._devices import Device
+from willfit._trace.bitsandbytes import bitsandbytes_runtime
 from willfit._trace.cuda import accumulation, autocast
 from willfit._trace.fake import CUDA, FakeCudaTensor
 from willfit._trace.made_before import autocast_contexts_enabled
@@ -189,6 +190,7 @@ def cuda_runtime(recorder: Recorder, device: Device) -> Iterator[None]:
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") then copies through the dispatcher
         stack.callback(torch._C._set_only_lift_cpu_tensors, lifted)
         _follow_modules(recorder, stack)
+        stack.enter_context(bitsandbytes_runtime(recorder))
         stack.enter_context(overrides_enabled())
         stack.enter_context(recorder)
         yield
