@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from willfit._copying import MOST_BYTES, Copier
 from willfit._errors import JobError
 from willfit._placement_bitsandbytes import is_quantized_weight, place_state, place_weight
-from willfit._trace.bitsandbytes import paged
+from willfit._trace.bitsandbytes import paged_tensor
 from willfit._trace.fake import META, FakeCudaTensor
 from willfit._trace.recorder import Recorder
 from willfit._trace.trace import Role
@@ -57,7 +57,7 @@ class Placement:
             for parameter, state in each.state.items():
                 for tensor in tensors_of(state):
                     if getattr(tensor, "is_paged", False):
-                        self.remember(tensor, paged(tuple(tensor.shape), tensor.dtype))
+                        self.remember(tensor, paged_tensor(tuple(tensor.shape), tensor.dtype))
                     # load_state_dict leaves step counts on the CPU (Optimizer._process_value_according_to_param_policy)
                     on_gpu = tensor.dim() or tensor.device.type == "cuda" or id(parameter) in counts_on_gpu
                     if on_gpu and id(tensor) not in self.copier.memo:
@@ -110,7 +110,7 @@ class Placement:
         attributes: dict[str, Any] = {}
         if is_quantized_weight(parameter):
             fake, attributes = place_weight(parameter, self, module)
-            fake._willfit_class = type(parameter)
+            fake._willfit_class = type(parameter)  # type: ignore[attr-defined]
         else:
             fake = self.placed(parameter, "parameters", module)
         fake._is_param = True  # what isinstance(x, nn.Parameter) looks at

@@ -117,7 +117,7 @@ def _quantized_to_8bit(weight: Any, placement: Placement, module: str) -> tuple[
 def place_state(module: nn.Module, placement: Placement, path: str) -> None:
     """Place what a module keeps for its quantized weights outside of them."""
     state = getattr(module, "state", None)
-    if type(state).__name__ == "MatmulLtState":
+    if state is not None and type(state).__name__ == "MatmulLtState":
         _check_8bit(state, placement.recorder)
         weight: Any = module._parameters["weight"]
         if state.CB is not None and state.CB.untyped_storage()._cdata == weight.untyped_storage()._cdata:
@@ -149,12 +149,13 @@ def copy_managers(optimizer: Any, copier: Copier) -> None:
 
     The manager, one for the whole process, knows modules of other models too.
     """
+    copied: Any
     pages, manager = getattr(optimizer, "page_mng", None), getattr(optimizer, "mng", None)
     if type(pages).__name__ == "GlobalPageManager" and id(pages) not in copier.memo:
         copied = object.__new__(type(pages))
         copied.initialize()
         copier.memo[id(pages)] = copied
-    if type(manager).__name__ == "GlobalOptimManager" and id(manager) not in copier.memo:
+    if manager is not None and type(manager).__name__ == "GlobalOptimManager" and id(manager) not in copier.memo:
         memo = copier.memo
         copied = object.__new__(type(manager))
         vars(copied).update(vars(manager))

@@ -1,4 +1,4 @@
-"""A model's 4-bit or 8-bit self, with the layout that bitsandbytes gives it and nothing computed."""
+"""A model's linear layers made bitsandbytes' 4-bit or 8-bit ones, with nothing computed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from willfit._copying import Copier
 from willfit._errors import JobError, UsageError
 from willfit._placement_bitsandbytes import is_quantized_weight
 from willfit._trace.bitsandbytes import OLDEST, too_old
@@ -18,7 +17,7 @@ from willfit._trace.bitsandbytes import OLDEST, too_old
 _META = torch.device("meta")
 
 
-def quantized(
+def quantize(
     model: nn.Module,
     *,
     bits: Literal[4, 8] = 4,
@@ -27,15 +26,16 @@ def quantized(
     compute_dtype: torch.dtype = torch.bfloat16,
     skip: Iterable[str] | None = None,
     threshold: float = 6.0,
-) -> nn.Module:
-    """A copy of a model in which linear layers are bitsandbytes' 4-bit or 8-bit ones, as Transformers loads it.
+) -> None:
+    """Make a model, in place, what ``from_pretrained(..., quantization_config=BitsAndBytesConfig(...))`` returns.
 
-    The copy's parameters are on meta, packed weights and their statistics included: it takes no memory, and the model
-    that was given, on whichever device, is not changed. Its other layers keep their dtype.
+    Its linear layers become bitsandbytes' 4-bit or 8-bit ones. Their weights and statistics are on meta, packed, as no
+    number is computed: the model is there to be predicted, not to be trained. Its other layers stay as they are.
 
     Args:
-        model: one of Transformers, whose own quantizer then says which layers are converted (not the output layer, nor
-            what shares its weight with another); of any other, every ``nn.Linear`` is, but for the same ones.
+        model: on any device. One of Transformers, whose own quantizer then says which layers are converted (not the
+            output layer, nor what shares its weight with another); of any other, every ``nn.Linear`` is, but for the
+            same ones.
         bits: 4 (QLoRA) or 8 (LLM.int8).
         quant_type: of 4 bits: NormalFloat or a float of 4 bits.
         double: of 4 bits: the scales are quantized too.
@@ -45,12 +45,13 @@ def quantized(
         threshold: of 8 bits: inputs beyond it are multiplied in 16 bits.
 
     Raises:
-        UsageError: an argument is none of those named, or bitsandbytes is missing or too old.
+        UsageError: an argument is none of those named, or bitsandbytes or transformers is missing or too old.
         JobError: the model has no layer to convert, is quantized already or has adapters of peft.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(512, 512), nn.Linear(512, 10))
-        >>> packed = quantized(model)[0].weight
+        >>> quantize(model)
+        >>> packed = model[0].weight
         >>> packed.shape, packed.quant_state.absmax.shape  # two numbers in a byte, a scale for every 64 of them
         (torch.Size([131072, 1]), torch.Size([4096]))
     """
@@ -60,11 +61,10 @@ def quantized(
         raise UsageError(f'quant_type must be "nf4" or "fp4": found {quant_type!r}')
     functional, layers = _bitsandbytes()
     _check_model(model)
-    copied = Copier(_on_meta).copy(model)
-    before = dict(copied.named_modules())
-    if hasattr(copied, "get_output_embeddings"):
+    before = dict(model.named_modules())
+    if hasattr(model, "get_output_embeddings"):
         _convert_as_transformers(
-            copied,
+            model,
             load_in_4bit=bits == 4,
             load_in_8bit=bits == 8,
             bnb_4bit_quant_type=quant_type,
@@ -75,16 +75,15 @@ def quantized(
         )
     elif bits == 4:
         options = {"compute_dtype": compute_dtype, "compress_statistics": double, "quant_type": quant_type}
-        _convert(copied, skip, layers.Linear4bit, options)
+        _convert(model, skip, layers.Linear4bit, options)
     else:
-        _convert(copied, skip, layers.Linear8bitLt, {"has_fp16_weights": False, "threshold": threshold})
-    converted = [(name, layer) for name, layer in copied.named_modules() if before.get(name) is not layer]
+        _convert(model, skip, layers.Linear8bitLt, {"has_fp16_weights": False, "threshold": threshold})
+    converted = [(name, layer) for name, layer in model.named_modules() if before.get(name) is not layer]
     if not converted:
         raise JobError(f"{type(model).__name__} has no linear layer that could be quantized")
-    with patch.dict(functional.name2qmap):  # else the process would keep a map on meta
+    with patch.dict(functional.name2qmap), torch.device("cpu"):  # the tables made on the way are not to stay on meta
         for name, layer in converted:
             _pack(layer, before[name])
-    return copied  # type: ignore[no-any-return]
 
 
 def _bitsandbytes() -> tuple[Any, Any]:
@@ -112,12 +111,6 @@ def _check_model(model: nn.Module) -> None:
             raise JobError(f"module {name!r} is quantized already: it is predicted as it is")
 
 
-def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
-    if not isinstance(tensor, nn.Parameter):
-        return tensor.detach().clone()
-    return nn.Parameter(torch.empty_like(tensor, device=_META), requires_grad=tensor.requires_grad)
-
-
 # -- which layers --------------------------------------------------------------------------------------------------
 
 
@@ -127,7 +120,8 @@ def _convert_as_transformers(model: Any, **options: Any) -> None:
         transformers: Any = importlib.import_module("transformers")
         quantizers: Any = importlib.import_module("transformers.quantizers.auto")
     except ImportError:
-        raise UsageError(f"{type(model).__name__} needs transformers to be quantized: pip install transformers") from None
+        kind = type(model).__name__
+        raise UsageError(f"{kind} needs transformers to be quantized: pip install transformers") from None
     quantizer = quantizers.AutoHfQuantizer.from_config(transformers.BitsAndBytesConfig(**options), pre_quantized=False)
     quantizer.preprocess_model(model, device_map=None, keep_in_fp32_modules=model._keep_in_fp32_modules)
     quantizer.postprocess_model(model)
@@ -166,6 +160,7 @@ def _pack(layer: Any, original: Any) -> None:
     """Give a layer what bitsandbytes makes of the original's weight: by its own code, on meta."""
     weight = original.weight if isinstance(original, nn.Linear) else original.weight.T  # Conv1D's is turned
     attributes = {name: value for name, value in vars(layer.weight).items() if name not in ("CB", "SCB")}
-    layer.weight = type(layer.weight)(weight.detach().contiguous(), requires_grad=False, **attributes)._quantize(_META)
+    whole = torch.empty(weight.shape, dtype=weight.dtype, device=_META)
+    layer.weight = type(layer.weight)(whole, requires_grad=False, **attributes)._quantize(_META)
     layer.bias = original.bias
     layer.train(original.training)

@@ -3,7 +3,7 @@
 Nothing here imports bitsandbytes unless the job has: that takes seconds.
 """
 
-from willfit._trace.bitsandbytes.paged import paged
+from willfit._trace.bitsandbytes.paged import paged_tensor
 from willfit._trace.bitsandbytes.runtime import OLDEST, bitsandbytes_runtime, too_old
 
-__all__ = ["OLDEST", "bitsandbytes_runtime", "paged", "too_old"]
+__all__ = ["OLDEST", "bitsandbytes_runtime", "paged_tensor", "too_old"]

@@ -1,7 +1,7 @@
 """bitsandbytes' operators: the code of its own CUDA backend, on fake tensors.
 
-That backend is Python: it chooses between kernels, allocates outputs and temporaries with PyTorch, and hands pointers to
-functions in C, which allocate nothing. So its rules are not written down here again: its modules are run once more,
+That backend is Python: it chooses between kernels, allocates outputs and temporaries with PyTorch, and hands pointers
+to functions in C, which allocate nothing. So its rules are not written down here again: its modules are run once more,
 apart from those that bitsandbytes uses itself, over a library whose functions do nothing.
 
 Source: bitsandbytes/backends/cuda/ops.py; bitsandbytes/backends/default/ops.py for operators for which CUDA has no

@@ -32,10 +32,10 @@ class PagedMemory:
             "driver brings them to the GPU as the optimizer uses them, and moves them to the host where room is short"
         )
         self._recorder.assume(self._sentence)
-        return paged(shape, dtype)
+        return paged_tensor(shape, dtype)
 
 
-def paged(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def paged_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """A fake tensor in managed memory."""
     with torch._C._DisableTorchDispatch():
         tensor = FakeCudaTensor.wrap(torch.empty(shape, dtype=dtype, device=META))

@@ -6,11 +6,12 @@ import functools
 import importlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from packaging.version import Version
 
 from willfit._trace.bitsandbytes.backend import NoLibrary, backends
@@ -46,8 +47,22 @@ def bitsandbytes_runtime(recorder: Recorder) -> Iterator[None]:
         stack.enter_context(patch.object(functional, "lib", NoLibrary()))
         stack.enter_context(patch.object(functional, "get_paged", PagedMemory(recorder).allocate))
         stack.enter_context(patch.dict(functional.name2qmap, clear=True))
+        update = _with_its_norm(functional.optimizer_update_32bit)
+        stack.enter_context(patch.object(functional, "optimizer_update_32bit", update))
         for single in (functional.CUBLAS_Context, functional.GlobalPageManager):
             stack.enter_context(patch.object(single, "_instance", None))
         stack.callback(log.setLevel, log.level)
         log.setLevel(logging.ERROR)  # Linear8bitLt warns of each cast
         yield
+
+
+def _with_its_norm(own: Callable[..., None]) -> Callable[..., None]:
+    """LAMB and LARS hand a parameter's norm to an operator that takes a number: PyTorch reads none of a meta tensor."""
+
+    @functools.wraps(own)
+    def update(name: str, gradient: Any, parameter: Any, *args: Any, max_unorm: float = 0.0, **kwargs: Any) -> None:
+        if max_unorm > 0.0:
+            torch.norm(parameter.data.float()).item()
+        own(name, gradient, parameter, *args, **kwargs)
+
+    return update
