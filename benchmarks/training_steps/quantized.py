@@ -32,6 +32,7 @@ from training_steps.case import (
 )
 from training_steps.decoders import GROUPED, decoder
 from training_steps.images import CNN
+from training_steps.zoo import llama
 
 Build = Callable[[], nn.Module]
 
@@ -289,6 +290,23 @@ case(
     batch=token_classes(8, 200),
     step=bf16,
     model=layers_of("LinearFP4", 20000, 512, 2048, 512, 10, embedding="EmbeddingNF4"),
+)
+
+case(
+    "llama-8b-qlora-bf16",
+    gpu="RTX4090",
+    optimizer=bnb("PagedAdamW8bit"),
+    batch=tokens(1, 512),
+    step=bf16,
+    model=adapted(loaded(llama("8b"), packed=True, **NF4), checkpointing=False),
+)
+case(
+    "llama-8b-qlora-fp16",
+    gpu="T4",
+    optimizer=bnb("PagedAdamW8bit"),
+    batch=tokens(1, 512),
+    step=fp16,
+    model=adapted(loaded(llama("8b", torch.float16), packed=True, **NF4_HALF), checkpointing=False),
 )
 
 # -- 8 bits ------------------------------------------------------------------------------------------------------------
