@@ -33,7 +33,7 @@ ROOT = HERE.parent
 PAGE = ROOT / "docs" / "fidelity.md"
 sys.path.insert(0, str(HERE))
 
-from training_steps import CASES, SEEN, ZOO  # noqa: E402
+from training_steps import CASES, PLAIN, SEEN, ZOO  # noqa: E402
 
 VERSION = torch.__version__.split("+")[0]
 
@@ -138,7 +138,7 @@ def summary(rows: list[Row]) -> list[str]:
 
 
 def versions() -> str:
-    packages = ("transformers", "peft")
+    packages = ("transformers", "peft", "bitsandbytes")
     return ", ".join([f"torch {VERSION}", *(f"{name} {importlib.metadata.version(name)}" for name in packages)])
 
 
@@ -149,13 +149,15 @@ def page(rows: list[Row]) -> str:
     ]
     zoo = [_table_row(row) for row in rows if row.name in ZOO]
     more = [_table_row(row) for row in rows if row.name in SEEN - ZOO]
-    last = [_table_row(row) for row in rows if row.name not in SEEN]
+    last = [_table_row(row) for row in rows if row.name in PLAIN - SEEN]
+    quantized = [_table_row(row) for row in rows if row.name not in PLAIN]
     text = (HERE / "fidelity.md.in").read_text()
     for name, lines in {
         "SUMMARY": summary(rows),
         "ZOO": head + zoo,
         "MORE": head + more,
         "LAST": head + last,
+        "QUANTIZED": head + quantized,
         "VERSIONS": [versions()],
         "COUNT": [str(len(rows))],
     }.items():

@@ -41,12 +41,43 @@ class Placer:
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 if parameter not in self._parameters:
-                    placed = torch.empty_like(parameter, device="cuda")
-                    self._parameters[parameter] = nn.Parameter(placed, requires_grad=parameter.requires_grad)
+                    self._parameters[parameter] = _on_gpu(parameter)
                 module._parameters[name] = self._parameters[parameter]
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.empty_like(buffer, device="cuda")
+
+
+def _on_gpu(parameter: Any) -> Any:
+    """A parameter; bitsandbytes' own kinds, Params4bit and Int8Params, as their method ``to`` moves them."""
+    kind, attributes = type(parameter), {"requires_grad": parameter.requires_grad}
+    if kind.__name__ == "Params4bit":
+        attributes |= vars(parameter)
+        if parameter.bnb_quantized:
+            _move_state(parameter.quant_state)
+            return kind(torch.empty_like(parameter.data, device="cuda"), **attributes)
+        return kind(torch.empty_like(parameter.data, device="cuda"), **attributes).to("cuda")
+    if kind.__name__ == "Int8Params":
+        attributes |= {"has_fp16_weights": parameter.has_fp16_weights}
+        if parameter.has_fp16_weights:
+            return kind(torch.empty_like(parameter.data, device="cuda"), **attributes)
+        if parameter.dtype != torch.int8:
+            half = torch.empty_like(parameter.data, device="cuda", dtype=torch.float16)
+            return kind(half, **attributes)._quantize("cuda")
+        placed = kind(torch.empty_like(parameter.data, device="cuda"), **attributes)
+        placed.CB, placed.SCB = placed.data, torch.empty_like(parameter.SCB, device="cuda")
+        return placed
+    return nn.Parameter(torch.empty_like(parameter, device="cuda"), **attributes)
+
+
+def _move_state(state: Any) -> None:
+    """QuantState.to, from meta."""
+    state.code = torch.empty_like(state.code, device="cuda")
+    state.absmax = torch.empty_like(state.absmax, device="cuda")
+    if state.nested:
+        state.offset = torch.empty_like(state.offset, device="cuda")
+        state.state2.absmax = torch.empty_like(state.state2.absmax, device="cuda")
+        state.state2.code = torch.empty_like(state.state2.code, device="cuda")
 
 
 def measure(name: str) -> dict[str, Any]:

@@ -45,6 +45,20 @@ HUGGING_FACE = [
     "whisper-amp-fp16",
     "wav2vec2-ctc-fp32",
 ]
+QUANTIZED = [
+    "qlora-qwen2-fp4-short",
+    "qlora-llama-nf4-short",
+    "qlora-llama-nf4-packed-dora",
+    "linear4bit-odd-shapes",
+    "embedding4bit-linear-fp4",
+    "int8-lora-opt-fp16",
+    "linear8bit-trained",
+    "embedding8bit-linear8bit",
+    "bert-paged-adamw-amp-fp16-clip",
+    "cnn-lion8bit",
+    "tagger-stable-embedding-adam8bit",
+    "tagger-lamb",
+]
 
 
 @pytest.fixture
@@ -76,12 +90,22 @@ def test_prediction_is_exact(fidelity: Any, name: str) -> None:
 
 @pytest.mark.parametrize("name", HUGGING_FACE)
 def test_prediction_of_hugging_face_models_is_exact(fidelity: Any, name: str) -> None:
-    pytest.importorskip("transformers")
-    pytest.importorskip("peft")
-    page = fidelity.PAGE.read_text()
-    if f"transformers {version('transformers')}" not in page:
-        pytest.skip("recorded with another version of transformers")
+    need(fidelity, "transformers", "peft")
     check(fidelity, name)
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_prediction_with_bitsandbytes_is_exact(fidelity: Any, name: str) -> None:
+    need(fidelity, "transformers", "peft", "bitsandbytes")
+    check(fidelity, name)
+
+
+def need(fidelity: Any, *packages: str) -> None:
+    page = fidelity.PAGE.read_text()
+    for package in packages:
+        pytest.importorskip(package)
+        if f"{package} {version(package)}" not in page:
+            pytest.skip(f"recorded with another version of {package}")
 
 
 def test_page_lists_every_case_with_its_recorded_figures(fidelity: Any) -> None:

@@ -12,8 +12,13 @@ SEEN = frozenset(CASES)
 
 from training_steps import unseen, unseen_torch  # noqa: E402
 
+PLAIN = frozenset(CASES)
+
+from training_steps import quantized  # noqa: E402
+
 __all__ = [
     "CASES",
+    "PLAIN",
     "SEEN",
     "ZOO",
     "attention",
@@ -22,6 +27,7 @@ __all__ = [
     "images",
     "perception",
     "perceptrons",
+    "quantized",
     "several_networks",
     "tables",
     "unseen",

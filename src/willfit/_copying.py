@@ -133,6 +133,8 @@ class Copier:
             return self._remember(value, NotDrawn("a generator"))
         if isinstance(value, torch.nn.Module):
             self._module(value)
+            if id(value) in self.memo:  # by way of a parameter that knows its module
+                return self.memo[id(value)]
         elif "__deepcopy__" in dir(cls) or _has_c_state(cls) or _says_how_to_be_copied(cls):
             return self._remember(value, self._deepcopied(value))
         try:

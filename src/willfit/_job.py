@@ -14,6 +14,7 @@ import willfit._trace.cuda  # noqa: F401 - its import registers the rules
 from willfit._devices import Device
 from willfit._errors import JobError
 from willfit._placement import optimizers_of, tensors_of
+from willfit._placement_bitsandbytes import tensors_beside
 from willfit._run import Run, Step
 from willfit._trace.recorder import Recorder
 from willfit._trace.runtime import cuda_runtime
@@ -66,6 +67,8 @@ def tensors_outside(model: nn.Module, optimizer: Any, batch: Any, index: int) ->
         return 0  # refused later, with a better message
     tensors = [*model.parameters(), *model.buffers(), *tensors_of(batch)]
     tensors += [p.grad for p in model.parameters() if p.grad is not None]
+    tensors += [tensor for module in model.modules() for tensor in tensors_beside(module)]
+    tensors += [tensor for module in model.modules() for tensor in tensors_beside(module)]
     for each in optimizers_of(optimizer):
         tensors += tensors_of(list(each.state.values()))
     here = torch.device("cuda", index)

@@ -15,6 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from willfit._copying import MOST_BYTES, Copier
 from willfit._errors import JobError
+from willfit._placement_bitsandbytes import is_quantized_weight, parameter_class, place_state, place_weight
+from willfit._trace.bitsandbytes import paged_tensor
 from willfit._trace.fake import META, FakeCudaTensor
 from willfit._trace.following import Follower
 from willfit._trace.trace import Role
@@ -24,7 +26,7 @@ class Placement:
     """Places the parts of a job, in the order of the calls."""
 
     def __init__(self, recorder: Follower) -> None:
-        self._recorder = recorder
+        self.recorder = recorder
         self._storages: dict[int, torch.Tensor] = {}
         self._modules: set[int] = set()
         self.copier = Copier(self._found, self._place_modules)
@@ -48,16 +50,18 @@ class Placement:
                     if group.get("fused") or group.get("capturable"):
                         counts_on_gpu.add(id(parameter))
                     if id(parameter) not in self.copier.memo:
-                        self._recorder.assume(
+                        self.recorder.assume(
                             "the optimizer holds parameters that are not the model's: placed beside them"
                         )
                         self._place_parameter(parameter)
             for parameter, state in each.state.items():
                 for tensor in tensors_of(state):
+                    if getattr(tensor, "is_paged", False):
+                        self.remember(tensor, paged_tensor(tuple(tensor.shape), tensor.dtype))
                     # load_state_dict leaves step counts on the CPU (Optimizer._process_value_according_to_param_policy)
                     on_gpu = tensor.dim() or tensor.device.type == "cuda" or id(parameter) in counts_on_gpu
                     if on_gpu and id(tensor) not in self.copier.memo:
-                        self._remember(tensor, self._placed(tensor, "optimizer states"))
+                        self.remember(tensor, self.placed(tensor, "optimizer states"))
 
     def batch(self, batch: Any) -> Any:
         """The batch's copy, with all of its tensors placed.
@@ -69,8 +73,8 @@ class Placement:
 
         def place(tensor: torch.Tensor) -> torch.Tensor:
             check_tensor("a tensor of the batch", tensor)
-            placed.append(self._placed(tensor, "inputs").requires_grad_(tensor.requires_grad))
-            self._recorder.known.give(placed[-1], tensor, of_the_batch=True)
+            placed.append(self.placed(tensor, "inputs").requires_grad_(tensor.requires_grad))
+            self.recorder.known.give(placed[-1], tensor, of_the_batch=True)
             return placed[-1]
 
         copied = Copier(place).copy(batch)
@@ -93,43 +97,64 @@ class Placement:
         for parameter in module._parameters.values():
             if parameter is not None and id(parameter) not in self.copier.memo:
                 self._place_parameter(parameter, path)
+        place_state(module, self, path)
         for name, buffer in module._buffers.items():
             if buffer is not None and id(buffer) not in self.copier.memo:
                 check_tensor(f"buffer {name!r}", buffer)
-                placed = self._remember(buffer, self._placed(buffer, "buffers", path))
+                placed = self.remember(buffer, self.placed(buffer, "buffers", path))
                 if not buffer.is_floating_point():  # positions, masks, counters
-                    self._recorder.known.give(placed, buffer)
+                    self.recorder.known.give(placed, buffer)
 
     def _place_parameter(self, parameter: torch.Tensor, module: str = "") -> torch.Tensor:
         copier = self.copier
-        fake = self._placed(parameter, "parameters", module)
-        fake = self._recorder.as_parameter(fake, parameter.requires_grad)
-        self._remember(parameter, fake)
+        attributes: dict[str, Any] = {}
+        kind: Any = nn.Parameter
+        if is_quantized_weight(parameter):
+            kind = parameter_class(parameter)
+            fake, attributes = place_weight(parameter, self, module)
+        else:
+            fake = self.placed(parameter, "parameters", module)
+        fake = self.recorder.as_parameter(fake, kind, parameter.requires_grad)
+        self.remember(parameter, fake)
         if parameter.grad is not None:
             check_tensor("a gradient", parameter.grad)
-            fake.grad = self._remember(parameter.grad, self._placed(parameter.grad, "gradients", module))
+            fake.grad = self.remember(parameter.grad, self.placed(parameter.grad, "gradients", module))
         for name, value in vars(parameter).items():
             if name != "_is_param":
-                setattr(fake, name, copier.copy(value))
+                setattr(fake, name, attributes[name] if name in attributes else copier.copy(value))
         for hook in (parameter._backward_hooks or {}).values():
             fake.register_hook(copier.copy(hook))
         for hook in (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values():
             fake.register_post_accumulate_grad_hook(copier.copy(hook))
         return fake
 
-    def _remember(self, tensor: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    def remember(self, tensor: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+        """Let copies have the fake one in place of the tensor."""
         self.copier.memo[id(tensor)] = fake
         self.copier.kept.append(tensor)
         return fake
 
     # -- tensors ----------------------------------------------------------------------------------------------
 
-    def _placed(self, tensor: torch.Tensor, role: Role, module: str = "") -> torch.Tensor:
+    def placed_once(self, tensor: torch.Tensor, role: Role, module: str = "") -> torch.Tensor:
+        """A tensor's fake on the GPU, which every other holder of the tensor gets too."""
+        if id(tensor) not in self.copier.memo:
+            self.remember(tensor, self.placed(tensor, role, module))
+        return self.copier.memo[id(tensor)]  # type: ignore[no-any-return]
+
+    def placed(self, tensor: torch.Tensor, role: Role, module: str = "") -> torch.Tensor:
+        """A new fake on the GPU for a tensor."""
         if tensor.device.type == "cuda" and not isinstance(tensor, FakeTensor):
             return self._already_there(tensor, role, module)
         with torch._C._DisableTorchDispatch():
             meta = torch.empty_like(tensor.detach(), device=META, memory_format=torch.preserve_format)
-        return self._recorder.place(meta, role, module, tensor)
+        return self.recorder.place(meta, role, module, tensor)
+
+    def on_the_way(self, tensor: torch.Tensor, dtype: torch.dtype, module: str) -> torch.Tensor:
+        """A fake on the GPU of a tensor's shape, which is dropped again before the placement ends."""
+        with torch._C._DisableTorchDispatch():
+            meta = torch.empty(tensor.shape, dtype=dtype, device=META)
+        return self.recorder.place(meta, "temporaries", module, tensor)
 
     def _already_there(self, tensor: torch.Tensor, role: Role, module: str) -> torch.Tensor:
         """A CUDA tensor of the user's: its storage, which others may share, as it is."""
@@ -142,7 +167,7 @@ class Placement:
         with torch._C._DisableTorchDispatch():
             meta = torch.empty(0, dtype=tensor.dtype, device=META)
             meta.set_(base.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
-        return self._recorder.place(meta, role, module, tensor)
+        return self.recorder.place(meta, role, module, tensor)
 
     def _found(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor that is no parameter, buffer or state: the copy stays on the CPU if the user's is there."""
@@ -154,11 +179,11 @@ class Placement:
             # the model is on meta in place of the CPU, and model.to("cuda") moves parameters and buffers alone
             tensor = torch.zeros(tensor.shape, dtype=tensor.dtype).requires_grad_(tensor.requires_grad)
         if tensor.device.type != "cpu":
-            return self._placed(tensor, "inputs").requires_grad_(tensor.requires_grad)
+            return self.placed(tensor, "inputs").requires_grad_(tensor.requires_grad)
         large = tensor.layout == torch.strided and tensor.untyped_storage().nbytes() > MOST_BYTES
-        if large and self._recorder.shares_data:
+        if large and self.recorder.shares_data:
             return tensor
-        return self._recorder.copy_on_cpu(tensor).requires_grad_(tensor.requires_grad)
+        return self.recorder.copy_on_cpu(tensor).requires_grad_(tensor.requires_grad)
 
 
 def check_tensor(what: str, tensor: torch.Tensor) -> None:

@@ -16,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from willfit._errors import JobError, WillfitError
 from willfit._globals import exchanged_globals
 from willfit._placement import Placement, optimizers_of, tensors_of
+from willfit._placement_bitsandbytes import copy_managers, elements, is_quantized_weight
 from willfit._trace.following import Follower
 from willfit._trace.made_before import enable_scaler
 from willfit._trace.trace import JobSummary, Phase, Trace
@@ -60,7 +61,10 @@ class Run:
             check_optimizer_is_for(each, self._model, placement.copier.memo)
         placement.optimizer(self._optimizer)
         copier = placement.copier
-        model, optimizer = copier.copy(self._model), copier.copy(self._optimizer)
+        model = copier.copy(self._model)
+        for each in optimizers_of(self._optimizer):
+            copy_managers(each, copier)
+        optimizer = copier.copy(self._optimizer)
         batch = placement.batch(self._batch)
         if not self._makes_optimizer_steps:
             for each in optimizers_of(optimizer):
@@ -157,15 +161,18 @@ class Run:
 
 
 def _summary(model: nn.Module, optimizer: Any, batch: Any) -> JobSummary:
-    elements: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for parameter in model.parameters():
-        elements[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+        dtype, number = str(parameter.dtype).removeprefix("torch."), parameter.numel()
+        if is_quantized_weight(parameter):
+            dtype, number = elements(parameter)
+        counts[dtype] += number
     return JobSummary(
         model=type(model).__name__,
         optimizer=" + ".join(type(each).__name__ for each in optimizers_of(optimizer)),
-        parameters=elements.total(),
+        parameters=counts.total(),
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        dtypes=tuple(elements.most_common()),
+        dtypes=tuple(counts.most_common()),
         batch=", ".join(_shapes("", batch)),
     )
 

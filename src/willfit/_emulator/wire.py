@@ -30,6 +30,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from willfit._copying import MOST_BYTES, Copier
 from willfit._errors import JobError
 from willfit._globals import exchanged_globals, is_the_users
+from willfit._placement_bitsandbytes import parameter_class
 from willfit._trace.fake import CUDA, META
 from willfit._trace.known import MOST_ELEMENTS
 
@@ -143,7 +144,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         state = (tensor.requires_grad, grad, attributes, hooks, after)
         if what[0].kind == "cuda" and tensor.numel() <= MOST_ELEMENTS and not isinstance(tensor, nn.Parameter):
             attributes["held"] = tensor.detach().cpu()
-        return _tensor, (*what, isinstance(tensor, nn.Parameter)), state, None, None, _finish_tensor
+        kind = parameter_class(tensor) if isinstance(tensor, nn.Parameter) else None
+        return _tensor, (*what, kind), state, None, None, _finish_tensor
 
     def _storage(self, tensor: torch.Tensor) -> _Storage:
         storage = tensor.untyped_storage()
@@ -207,16 +209,24 @@ def _tensor(
     shape: tuple[int, ...],
     stride: tuple[int, ...],
     dtype: torch.dtype,
-    is_parameter: bool,
+    kind: type[nn.Parameter] | None,
 ) -> torch.Tensor:
-    tensor = torch.empty(0, dtype=dtype, device=storage.bytes.device)
+    tensor: torch.Tensor = torch.empty(0, dtype=dtype, device=storage.bytes.device)
     tensor.set_(storage.bytes.untyped_storage(), offset, shape, stride)
     if storage.kind == "cuda":
-        tensor = torch.Tensor._make_subclass(_OnGpu, tensor)
-        if is_parameter:
+        tensor = torch.Tensor._make_subclass(_OnGpu if kind in (None, nn.Parameter) else _posing(kind), tensor)
+        if kind is not None:
             tensor._is_param = True  # what isinstance(x, nn.Parameter) looks at
         return tensor
-    return nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
+    if kind is not None:
+        tensor = torch.Tensor._make_subclass(kind, tensor, False)
+    return tensor
+
+
+@functools.cache
+def _posing(kind: Any) -> Any:
+    """A parameter's class, of one that lay on a GPU."""
+    return type(kind.__name__, (_OnGpu, kind), {})
 
 
 def _finish_tensor(tensor: torch.Tensor, state: tuple[bool, Any, dict[str, Any], list[Any], list[Any]]) -> None:

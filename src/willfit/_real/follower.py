@@ -115,9 +115,9 @@ class RealFollower(Follower):
         placed = torch.empty(0, dtype=meta.dtype, device=self.device)
         return placed.set_(self._placed[storage._cdata][1], meta.storage_offset(), meta.size(), meta.stride())
 
-    def as_parameter(self, tensor: torch.Tensor, requires_grad: bool) -> torch.Tensor:
+    def as_parameter(self, tensor: torch.Tensor, kind: type[torch.nn.Parameter], requires_grad: bool) -> torch.Tensor:
         """A parameter over the storage of a placed tensor."""
-        return torch.nn.Parameter(tensor, requires_grad)
+        return torch.Tensor._make_subclass(kind, tensor, requires_grad)
 
     def own_cpu_tensor(self, tensor: torch.Tensor) -> None:
         """Nothing: the job's copy is all that runs."""

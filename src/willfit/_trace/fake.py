@@ -26,6 +26,9 @@ class FakeCudaTensor(torch.Tensor):
     _willfit_known: Any = None
     """Its values, where they are known (known.py)."""
 
+    _willfit_class: type | None = None
+    """The class of the parameter that it stands for, where that is one of its own."""
+
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
@@ -39,6 +42,11 @@ class FakeCudaTensor(torch.Tensor):
             f"a fake tensor of willfit was used after the prediction had ended (in {func}); "
             "the training step keeps tensors in an object that willfit could not copy"
         )
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """What isinstance looks at, and code that asks for a parameter's kind by name."""
+        return self._willfit_class or FakeCudaTensor
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]

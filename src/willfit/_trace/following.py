@@ -59,8 +59,8 @@ class Follower(ABC):
         """A tensor of the job on its device, laid out as ``meta``; what shares a storage there shares one here."""
 
     @abstractmethod
-    def as_parameter(self, tensor: torch.Tensor, requires_grad: bool) -> torch.Tensor:
-        """A placed tensor as a parameter."""
+    def as_parameter(self, tensor: torch.Tensor, kind: type[torch.nn.Parameter], requires_grad: bool) -> torch.Tensor:
+        """A placed tensor as a parameter of this class, without attributes of its own."""
 
     def copy_on_cpu(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy of a tensor of the user's on the CPU, which belongs to the job's copy."""
@@ -138,6 +138,17 @@ class Follower(ABC):
         """A module's forward begins."""
         self._modules.append(self.name_of(module))
         self._module_changed()
+
+    @contextmanager
+    def in_module(self, path: str) -> Iterator[None]:
+        """What happens inside is a module's of that path."""
+        self._modules.append(path)
+        self._module_changed()
+        try:
+            yield
+        finally:
+            self._modules.pop()
+            self._module_changed()
 
     def leave_module(self) -> None:
         """The innermost module's forward ends, by an exception too."""

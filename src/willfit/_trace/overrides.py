@@ -6,9 +6,9 @@ tracing thread alone, so nothing outside the trace, not even a real CUDA job in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -66,17 +66,22 @@ def _kernel(op: Any, functions: list[Override]) -> Callable[..., Any]:
     return kernel
 
 
+@cache
 def _install() -> None:
     """Register everything, once in a process: the key stays off outside of a trace."""
-    if _libraries:
-        return
     rest = Library("_", "IMPL")
     rest.fallback(fallthrough_kernel, KEY.name)
-    library = Library("aten", "IMPL")
-    for name, functions in _overrides.items():
+    _libraries.append(rest)
+    install("aten", _overrides)
+
+
+def install(namespace: str, overrides: Mapping[str, list[Override]]) -> None:
+    """Register overrides of a library's operators, those of them that it has; once in a process."""
+    library = Library(namespace, "IMPL")
+    for name, functions in overrides.items():
         if (op := overload(name)) is not None:
             library.impl(op, _kernel(op, functions), KEY.name, with_keyset=True)
-    _libraries.extend((rest, library))
+    _libraries.append(library)
 
 
 @contextmanager

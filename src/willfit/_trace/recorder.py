@@ -223,15 +223,14 @@ class Recorder(TorchDispatchMode, Follower):
 
     def place(self, meta: torch.Tensor, role: Role, module: str, original: torch.Tensor) -> torch.Tensor:
         """Allocate a tensor of the job on the GPU, and return the fake one."""
-        self._modules.append(module)
-        try:
+        with self.in_module(module):
             return self._born(meta, "placement", role)
-        finally:
-            self._modules.pop()
 
-    def as_parameter(self, tensor: torch.Tensor, requires_grad: bool) -> torch.Tensor:
-        """A fake tensor that passes for a parameter."""
+    def as_parameter(self, tensor: torch.Tensor, kind: type[torch.nn.Parameter], requires_grad: bool) -> torch.Tensor:
+        """A fake tensor that passes for a parameter of this class."""
         tensor._is_param = True  # what isinstance(x, nn.Parameter) looks at
+        if kind is not torch.nn.Parameter:
+            tensor._willfit_class = kind  # type: ignore[attr-defined]
         return tensor.requires_grad_(requires_grad)
 
     def release_all(self) -> None:

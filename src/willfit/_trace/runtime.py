@@ -14,6 +14,7 @@ import torch
 import torch.utils._foreach_utils
 
 from willfit._devices import Device
+from willfit._trace.bitsandbytes import bitsandbytes_runtime
 from willfit._trace.cuda import accumulation, autocast
 from willfit._trace.fake import CUDA, FakeCudaTensor
 from willfit._trace.following import phases_and_modules
@@ -185,6 +186,7 @@ def cuda_runtime(recorder: Recorder, device: Device) -> Iterator[None]:
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") then copies through the dispatcher
         stack.callback(torch._C._set_only_lift_cpu_tensors, lifted)
         stack.enter_context(phases_and_modules(recorder))
+        stack.enter_context(bitsandbytes_runtime(recorder))
         stack.enter_context(overrides_enabled())
         stack.enter_context(recorder)
         yield

@@ -175,7 +175,7 @@ class _Meter(Follower):
         """Never called: the program places its tensors itself."""
         raise AssertionError("a watch places nothing")
 
-    def as_parameter(self, tensor: torch.Tensor, requires_grad: bool) -> torch.Tensor:
+    def as_parameter(self, tensor: torch.Tensor, kind: type[torch.nn.Parameter], requires_grad: bool) -> torch.Tensor:
         """Never called."""
         raise AssertionError("a watch places nothing")
 

@@ -166,9 +166,9 @@ class CpuRecorder(TorchDispatchMode, Follower):
         self.own_cpu_tensor(copied)
         return copied
 
-    def as_parameter(self, tensor: torch.Tensor, requires_grad: bool) -> torch.Tensor:
-        """A parameter over a placed tensor."""
-        return torch.nn.Parameter(tensor, requires_grad)
+    def as_parameter(self, tensor: torch.Tensor, kind: type[torch.nn.Parameter], requires_grad: bool) -> torch.Tensor:
+        """A parameter over the placed tensor."""
+        return torch.Tensor._make_subclass(kind, tensor, requires_grad)
 
     def has_no_values(self, tensor: torch.Tensor) -> bool:
         """Whether nobody computes what a tensor holds."""
