@@ -22,7 +22,7 @@ def applied(job: Job, changes: Sequence[Change]) -> Job:
     Raises whatever the lines of a change raise on this job.
     """
     for change in in_order(changes):
-        job = change.apply(job) if change.apply is not None else ran(change.code, job)
+        job = change.apply(job) if change.apply is not None else ran(change.code, job, change.makes_weights)
     count, scaled = _step_options(changes)
     if job.step is None:
         return ran(step_code(job, count, scaled), job) if count > 1 or scaled else job
@@ -53,13 +53,13 @@ def _step_options(changes: Sequence[Change]) -> tuple[int, bool]:
     return math.prod(change.micro_batches for change in changes), any(change.loss_scaling for change in changes)
 
 
-def ran(code: str, job: Job) -> Job:
-    """The job of the names that the code leaves, where it begins with those of this one."""
+def ran(code: str, job: Job, makes_weights: bool = False) -> Job:
+    """The job of the names that the code leaves, where it begins with those of this one; weights it makes on meta."""
     names: dict[str, Any] = {
         "torch": torch, "model": job.model, "optimizer": job.optimizer, "batch": job.batch, "step": job.step,
         "loss": job.loss, "__name__": _FILE,
     }  # fmt: skip
-    with torch.device("meta"):  # adapters and the like need no values
+    with torch.device("meta") if makes_weights else nullcontext():
         exec(compile(code, _FILE, "exec"), names)
     step = names["step"]
     return Job(names["model"], names["optimizer"], names["batch"], step, None if step is not None else names["loss"])

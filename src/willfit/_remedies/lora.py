@@ -36,6 +36,7 @@ def lora(situation: Situation) -> Iterator[Change]:
             ),
             order=20,
             kind=ADAPTERS,
+            makes_weights=True,
             packages=("peft",),
         )
 

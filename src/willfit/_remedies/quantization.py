@@ -115,4 +115,4 @@ def _applied(options: dict[str, Any], adapters: str, job: Job) -> Job:
     from willfit._remedies.applying import ran
 
     quantize(job.model, **options)
-    return ran(adapters, job)
+    return ran(adapters, job, makes_weights=True)

@@ -48,6 +48,8 @@ class Change:
     They are run to get the changed job, unless ``apply`` says how."""
     apply: Callable[[Job], Job] | None = None
     """Change a copy of the job, in place or by returning another, where its lines cannot be run without GPU or data."""
+    makes_weights: bool = False
+    """The lines make parameters, whose values nobody needs here."""
     micro_batches: int = 1
     """The step is to go through the batch in so many parts."""
     loss_scaling: bool = False
