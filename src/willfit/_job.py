@@ -23,7 +23,7 @@ from willfit._placement import Placement, optimizers_of, tensors_of
 from willfit._trace.made_before import enable_scaler
 from willfit._trace.recorder import Recorder
 from willfit._trace.runtime import cuda_runtime
-from willfit._trace.surroundings import nothing_left_behind
+from willfit._trace.surroundings import Dice, nothing_left_behind
 from willfit._trace.trace import JobSummary, Phase, Trace
 from willfit._wrong_jobs import (
     check_loss,
@@ -61,6 +61,7 @@ def trace_job(
     check_model(model)
     check_optimizer(optimizer)
     with nothing_left_behind():
+        dice = Dice()
         recorder = Recorder(device.compute_capability, device.multiprocessors)
         try:
             with cuda_runtime(recorder, device):
@@ -68,7 +69,7 @@ def trace_job(
         finally:
             recorder.restore_gradients()
             recorder.release_all()
-    return trace
+        return dataclasses.replace(trace, is_repeatable=not dice.were_cast())
 
 
 def tensors_outside(model: nn.Module, optimizer: Any, batch: Any, index: int) -> int:

@@ -61,14 +61,19 @@ def predict(
         'fits'
     """
     from willfit._job import tensors_outside, trace_job
+    from willfit._reuse import predicted_before
 
     settings = AllocatorSettings.from_environment()
     device = resolve_device(on, capacity)
     if device is not None and device.index is not None and capacity is None:
         device = device.less(tensors_outside(model, optimizer, batch, device.index))
     target = device if device is not None else _UNNAMED
-    trace = trace_job(model, optimizer, batch, step, loss=loss, device=target, steps=steps)
-    return footprint_of(trace, device, settings, target.context)
+
+    def predict_anew() -> Footprint:
+        trace = trace_job(model, optimizer, batch, step, loss=loss, device=target, steps=steps)
+        return footprint_of(trace, device, settings, target.context)
+
+    return predicted_before(predict_anew, model, optimizer, batch, step, loss, steps, device, settings)
 
 
 _UNNAMED = Device(name="a GPU of compute capability 8.0", total=80 * 10**9, compute_capability=(8, 0))

@@ -81,3 +81,5 @@ class Trace:
     """Upper bound in bytes on the workspace that cuDNN may take beside what was traced; 0 without convolutions."""
     steps: int = field(default=1)
     """How many optimisation steps were traced."""
+    is_repeatable: bool = True
+    """False where the job drew random numbers on the host, so that it may go another way the next time."""
