@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
 import io
+import logging
+import math
+import pathlib
 import random
 import time
 import types
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,6 +24,7 @@ from willfit import Footprint, UsageError, _job, _reuse, predict
 
 WIDTH = 64
 COPIES = [1]
+LOGGER = logging.getLogger("willfit.tests.reuse")
 HELPER = types.ModuleType("helper_of_the_user")
 
 
@@ -28,7 +34,9 @@ def reuse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_reuse, "_kept", _reuse._Kept())
     HELPER.__file__ = "helper_of_the_user.py"
     HELPER.copies = 1  # type: ignore[attr-defined]
+    HELPER.count = torch.tensor(1)  # type: ignore[attr-defined]
     COPIES[:] = [1]
+    LOGGER.setLevel(logging.INFO)
 
 
 @pytest.fixture
@@ -60,11 +68,14 @@ class Net(nn.Module):
         super().__init__()
         self.inner = nn.Linear(WIDTH, WIDTH)
         self.dropout = nn.Dropout(0.5)
+        self.register_buffer("order", torch.tensor([0, 1]))
         self.copies = 1
+        self.times = 1.0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = grown(self.dropout(self.inner(x)), self.copies) + torch.ones(WIDTH, device=x.device)
-        return self.more(grown(x, self.copies_of_class + COPIES[0] + HELPER.copies))
+        of_the_users = COPIES[0] + HELPER.copies + int(HELPER.count)
+        return self.more(grown(x, self.copies_of_class + of_the_users + math.ceil(self.times) + int(self.order.sum())))
 
     def more(self, x: torch.Tensor) -> torch.Tensor:
         return x
@@ -77,13 +88,15 @@ class Batch(NamedTuple):
 Job = dict[str, Any]
 
 
-def build(size: int = 32, copies: int = 1, count: torch.Tensor | None = None) -> Job:
+def build(size: int = 40, copies: int = 1, count: torch.Tensor | None = None) -> Job:
     """A job like any other that this makes; all of it is new."""
     model = Net()
     count = torch.tensor(1) if count is None else count
 
     def step(model: Any, optimizer: Any, batch: Batch, more: int = 1) -> torch.Tensor:
-        loss = grown(model(batch.x), copies + int(count) + more).sum()
+        if LOGGER.isEnabledFor(logging.DEBUG):
+            more += 5
+        loss = grown(model(batch.x).relu(), copies + int(count) + more).sum()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -245,6 +258,35 @@ def the_workspace_of_cublas(job: Job, patch: pytest.MonkeyPatch) -> None:
     patch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16384:8")
 
 
+def what_a_buffer_holds(job: Job, patch: pytest.MonkeyPatch) -> None:
+    job["model"].order.fill_(3)
+
+
+def what_a_tensor_of_a_module_of_the_users_holds(job: Job, patch: pytest.MonkeyPatch) -> None:
+    HELPER.count.fill_(5)
+
+
+def a_method_of_a_class_that_the_job_does_not_hold(job: Job, patch: pytest.MonkeyPatch) -> None:
+    own = torch.Tensor.relu
+    patch.setattr(torch.Tensor, "relu", lambda self: own(self).exp().exp())
+
+
+def a_function_of_the_standard_library(job: Job, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(math, "ceil", lambda number: 5)
+
+
+def the_level_of_a_logger(job: Job, patch: pytest.MonkeyPatch) -> None:
+    LOGGER.setLevel(logging.DEBUG)
+
+
+def settings_of_the_allocator(job: Job, patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("PYTORCH_ALLOC_CONF", "roundup_power2_divisions:2")
+
+
+def another_class(job: Job, patch: pytest.MonkeyPatch) -> None:
+    job["model"].__class__ = type("Other", (Net,), {"more": more})
+
+
 def the_default_dtype(job: Job, patch: pytest.MonkeyPatch) -> None:
     torch.set_default_dtype(torch.float64)
 
@@ -256,7 +298,9 @@ CHANGES = [
     *(an_attribute_of_the_class, a_method_of_the_class, a_method_of_the_object, a_method_of_a_librarys_class),
     *(a_function_of_a_library, a_forward_hook, a_hook_of_every_module, a_hook_of_a_parameter),
     *(the_state_of_the_optimizer, gradients, another_optimizer, an_option_of_the_optimizer, the_workspace_of_cublas),
-    the_default_dtype,
+    *(what_a_buffer_holds, what_a_tensor_of_a_module_of_the_users_holds, another_class),
+    *(a_method_of_a_class_that_the_job_does_not_hold, a_function_of_the_standard_library, the_level_of_a_logger),
+    *(settings_of_the_allocator, the_default_dtype),
 ]
 
 
@@ -318,11 +362,31 @@ def makes_up_a_name(model: Any, optimizer: Any, batch: Any) -> None:
     holding(getattr(HELPER, "cop" + "ies"))(model, optimizer, batch)
 
 
+def makes_up_a_name_elsewhere(model: Any, optimizer: Any, batch: Any) -> None:
+    holding(HELPER.ask())(model, optimizer, batch)
+
+
+def asks_for_the_date(model: Any, optimizer: Any, batch: Any) -> None:
+    holding(datetime.datetime.now())(model, optimizer, batch)
+
+
+def reads_a_file_by_a_library(model: Any, optimizer: Any, batch: Any) -> None:
+    numpy = pytest.importorskip("numpy")
+    holding(numpy.loadtxt(["1"]))(model, optimizer, batch)
+
+
+def asks_the_system_for_a_seed(model: Any, optimizer: Any, batch: Any) -> None:
+    numpy = pytest.importorskip("numpy")
+    holding(numpy.random.default_rng())(model, optimizer, batch)
+
+
 @pytest.mark.parametrize(
     "step",
     [
-        *(asks_the_clock, asks_for_addresses, imports, makes_up_a_name),
+        *(asks_the_clock, asks_for_addresses, imports, makes_up_a_name, makes_up_a_name_elsewhere, asks_for_the_date),
+        *(reads_a_file_by_a_library, asks_the_system_for_a_seed),
         *map(holding, (iter([1]), io.StringIO(), torch.zeros(2**16), random.Random(0), torch.Generator(), {Net})),
+        holding(pathlib.Path("flag")),
         *map(holding, (torch.utils.data.TensorDataset(torch.zeros(1)), time.monotonic)),
     ],
     ids=lambda step: (
@@ -332,14 +396,26 @@ def makes_up_a_name(model: Any, optimizer: Any, batch: Any) -> None:
     ),
 )
 def test_what_cannot_be_compared_is_followed_each_time(step: Any, traced: list[int]) -> None:
+    exec("def ask(): return getattr(other, 'cop' + 'ies')", vars(HELPER))
+    HELPER.other = HELPER  # type: ignore[attr-defined]
     job = {**build(), "step": step}
     assert predicted(job) == predicted(job)
     assert len(traced) == 2
 
 
-def test_a_job_that_draws_random_numbers_is_followed_each_time(traced: list[int]) -> None:
+def drawn() -> int:
+    return int(torch.randint(1, 100, ()))
+
+
+def drawn_and_put_back() -> int:
+    with torch.random.fork_rng(devices=[]):
+        return drawn()
+
+
+@pytest.mark.parametrize("draw", [drawn, drawn_and_put_back])
+def test_a_job_that_draws_random_numbers_is_followed_each_time(traced: list[int], draw: Callable[[], int]) -> None:
     def step(model: Any, optimizer: Any, batch: Any) -> None:
-        grown(model(batch.x), int(torch.randint(1, 100, ()))).sum().backward()
+        grown(model(batch.x), draw()).sum().backward()
         optimizer.step()
 
     job = {**build(), "step": step}
@@ -363,6 +439,102 @@ def test_a_step_that_holds_the_batch_reads_what_it_holds() -> None:
         return {**build(), "batch": batch, "step": step}
 
     assert predicted(build_with(9)).peak_allocated > predicted(build_with(1)).peak_allocated
+
+
+def cut(batch: Any) -> Any:
+    return batch[0][:, : int(batch[1].max())]
+
+
+def cut_by_a_copy(batch: Any) -> Any:
+    longest = torch.zeros((), dtype=torch.int64, device=batch[1].device)
+    longest.copy_(batch[1].max())
+    return batch[0][:, : int(longest)]
+
+
+@pytest.mark.parametrize("shape", [cut, cut_by_a_copy])
+def test_what_the_batch_holds_counts_where_the_step_reads_it(shape: Callable[[Any], Any], traced: list[int]) -> None:
+    model = nn.Linear(WIDTH, WIDTH)
+
+    def step(model: Any, optimizer: Any, batch: Any) -> None:
+        model(shape(batch)).exp().sum().backward()
+
+    def of_length(length: int) -> Footprint:
+        return predict(model, None, (torch.zeros(2, 512, WIDTH), torch.tensor([1, length])), step, on="T4")
+
+    short, long = of_length(2), of_length(500)
+    assert long.peak_allocated > short.peak_allocated
+    assert (of_length(500), len(traced)) == (long, 2)
+
+
+def test_what_the_batch_holds_does_not_count_where_nothing_reads_it(traced: list[int]) -> None:
+    job = build()
+    first = predicted(job)
+    assert predicted({**job, "batch": Batch(torch.rand(40, WIDTH))}) == first
+    assert len(traced) == 1
+
+
+def test_what_a_function_has_cached_counts(traced: list[int]) -> None:
+    copies = [1]
+
+    @cache
+    def cached() -> int:
+        return copies[0]
+
+    job = build()
+    job["model"].more = lambda x: grown(x, cached())
+    cached()
+    copies[0] = 50
+    before = predicted(job)
+    cached.cache_clear()
+    assert predicted(job) != before
+
+
+@pytest.mark.parametrize("registered", ["for all", "by name"])
+def test_a_function_registered_with_transformers_anew(registered: str, traced: list[int]) -> None:
+    transformers = pytest.importorskip("transformers")
+    if not hasattr(transformers, "AttentionInterface"):
+        pytest.skip("this version of Transformers has no registry of attention functions")
+    registry = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS
+    own = registry["sdpa"]
+
+    def larger(*args: Any, **kwargs: Any) -> Any:
+        out, *rest = own(*args, **kwargs)
+        return out.exp().exp(), *rest
+
+    def register(function: Any) -> None:
+        if registered == "for all":
+            transformers.AttentionInterface.register("of_this_test", function)
+        else:
+            registry["of_this_test"] = function
+
+    register(own)
+    config = transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=128
+    )
+    config._attn_implementation = "of_this_test"
+    model = transformers.LlamaForCausalLM(config)
+    tokens = torch.zeros(2, 16, dtype=torch.int64)
+    job = model, torch.optim.AdamW(model.parameters()), {"input_ids": tokens, "labels": tokens.clone()}
+    try:
+        before = predict(*job, on="T4")
+        register(larger)
+        assert predict(*job, on="T4") != before
+    finally:
+        for entries in (registry._local_mapping, registry._global_mapping):
+            entries.pop("of_this_test", None)
+
+
+def test_hooks_on_saved_tensors_have_no_part_in_it_or_are_seen() -> None:
+    def moved() -> Footprint:
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.exp(), lambda tensor: tensor):
+            return predicted(job)
+
+    job = build()
+    predicted(job)
+    again = moved()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WILLFIT_REUSE", "off")
+        assert moved() == again
 
 
 def test_what_training_scripts_hold_can_be_compared(traced: list[int]) -> None:

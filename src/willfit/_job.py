@@ -69,7 +69,7 @@ def trace_job(
         finally:
             recorder.restore_gradients()
             recorder.release_all()
-        return dataclasses.replace(trace, is_repeatable=not dice.were_cast())
+        return dataclasses.replace(trace, is_repeatable=trace.is_repeatable and not dice.were_cast())
 
 
 def tensors_outside(model: nn.Module, optimizer: Any, batch: Any, index: int) -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
+from itertools import chain
 from types import ModuleType
 from typing import Any, Final
+
+from torch.utils.hooks import RemovableHandle
 
 _TRUSTED: Final = frozenset(
     {
@@ -14,6 +17,15 @@ _TRUSTED: Final = frozenset(
     }
 )
 """Top-level packages whose functions depend on nothing but their arguments and what their own modules hold."""
+
+# What has no part in an eager step on one GPU, half of all that there would be to watch; and what changes by itself.
+_NOT_WATCHED: Final = (
+    *("torch._dynamo", "torch._export", "torch._inductor", "torch.ao", "torch.distributed", "torch.export"),
+    *("torch.fx", "torch.jit", "torch.onnx", "torch.package", "torch.profiler", "torch.testing"),
+    *("builtins", "logging", "re", "typing", "warnings"),
+)
+
+_CAN_BE_CHANGED: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE: other classes, written in C, take no attributes
 
 # Modules of the standard library that have no state, and ask nothing of clock, disk or network.
 _STATELESS: Final = frozenset(
@@ -25,54 +37,73 @@ _STATELESS: Final = frozenset(
 )
 
 
-def is_watched(module: str | None) -> bool:
-    """Whether this is a module of the packages in which replacements are noticed.
-
-    >>> is_watched("torch.nn.functional"), is_watched("math"), is_watched("train")
-    (True, False, False)
-    """
-    return (module or "").partition(".")[0] in _TRUSTED
-
-
 def is_trusted(module: str | None) -> bool:
     """Whether code of this module need not be followed to know that it does the same each time.
 
     >>> is_trusted("torch.nn.functional"), is_trusted("collections.abc"), is_trusted("time"), is_trusted("train")
     (True, True, False, False)
     """
-    return is_watched(module) or (module or "").partition(".")[0] in _STATELESS
+    package = (module or "").partition(".")[0]
+    return package in _TRUSTED or package in _STATELESS
 
 
 class Watch:
-    """Notices when something in the trusted packages is replaced: a function in a module, a method of a class.
+    """Notices when something in the trusted libraries is replaced: a function, a method, an entry in a registry.
 
-    What those hold is compared by identity, one level deep: a registry to which an entry is added is still the same.
+    It looks at their modules, at the classes in these, and at the dicts and mappings that both hold.
     """
 
     def __init__(self) -> None:
-        self._held: dict[ModuleType | type, tuple[Any, ...]] = {}
-        self._loaded = 0
+        self._classes: set[type] = set()
+        self._views: list[Iterable[Any]] = []
+        """Live: each gives what a module, a class or a registry holds now."""
+        self._before: list[Any] = []
+        self._modules = 0
 
     def add(self, classes: Iterable[type]) -> None:
-        """Watch these classes too, and modules that are new."""
-        for cls in classes:
-            self._held.setdefault(cls, tuple(vars(cls).values()))
-        if len(sys.modules) != self._loaded:
-            for name, module in list(sys.modules.items()):
-                if is_watched(name) and isinstance(module, ModuleType):
-                    self._held.setdefault(module, tuple(vars(module).values()))
-            self._loaded = len(sys.modules)
+        """Watch these classes too, and modules that are new; after a change, take things as they are now."""
+        new = set(classes) - self._classes
+        if not new and self._modules == len(sys.modules):
+            return
+        self._classes |= new
+        self._modules = len(sys.modules)
+        views: dict[int, Iterable[Any]] = {}
+        for name, module in list(sys.modules.items()):
+            if _is_watched(name) and issubclass(type(module), ModuleType):
+                _look_at(module, views)
+        for cls in self._classes:
+            _look_at(cls, views)
+        self._views = list(views.values())
+        self._before = list(chain.from_iterable(self._views))
 
     def is_unchanged(self) -> bool:
-        """Whether nothing was replaced since this was last asked; from now on, things are right as they are."""
-        changed = {}
-        for holder, before in self._held.items():
-            now = tuple(vars(holder).values())
-            try:
-                if now == before:  # tuples compare by identity before they ask for equality, and in C
-                    continue
-            except Exception:  # an array that was replaced does not say whether it equals another
-                pass
-            changed[holder] = now
-        self._held |= changed
-        return not changed
+        """Whether nothing was replaced; where something was, `add` starts anew."""
+        try:
+            if list(chain.from_iterable(self._views)) == self._before:  # by identity first, and in C
+                return True
+        except Exception:  # an array that was replaced does not say whether it equals another
+            pass
+        self._modules = 0
+        return False
+
+
+def _is_watched(module: Any) -> bool:
+    return is_trusted(str(module)) and not str(module).startswith(_NOT_WATCHED)
+
+
+def _look_at(holder: Any, views: dict[int, Iterable[Any]]) -> None:
+    """Add a view of what a module, a class or a mapping holds, and of the registries in it."""
+    if id(holder) in views or holder is RemovableHandle:  # its class counts them
+        return
+    views[id(holder)] = vars(holder).values()
+    for name, item in list(vars(holder).items()):
+        kind = type(item)  # asked of isinstance, a lazy object would load what it stands for
+        if name.startswith("__"):
+            continue
+        if issubclass(kind, dict):
+            views[id(item)] = dict.values(item)
+        elif issubclass(kind, MutableMapping) and hasattr(item, "__dict__"):
+            _look_at(item, views)
+        elif issubclass(kind, type) and item.__flags__ & _CAN_BE_CHANGED and issubclass(type(holder), ModuleType):
+            if _is_watched(item.__module__):
+                _look_at(item, views)

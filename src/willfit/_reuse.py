@@ -59,8 +59,11 @@ class _Kept:
         if not self._watch.is_unchanged():
             self._footprints.clear()
             return None
+        footprint, made_of = self._footprints[description.key]
+        if footprint._trace.reads_batch and made_of.batch != description.batch:
+            return None
         self._footprints.move_to_end(description.key)
-        return _copied(self._footprints[description.key][0])
+        return _copied(footprint)
 
     def put(self, description: Description, footprint: Footprint) -> None:
         if not self._watch.is_unchanged():  # since the last footprint, or by the job itself, which imports and caches

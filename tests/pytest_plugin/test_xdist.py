@@ -29,6 +29,7 @@ def test_small(willfit):
 @pytest.fixture(autouse=True)
 def no_ci(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI", raising=False)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # of the run that this test is a part of
 
 
 def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:

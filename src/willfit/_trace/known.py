@@ -21,7 +21,7 @@ from willfit._trace.overrides import overload
 
 # Elements of a tensor, above which its values are not kept: most batches of token ids have fewer; images, and masks of
 # all positions against all, have more.
-_MOST_ELEMENTS = 2**17
+MOST_ELEMENTS = 2**17
 
 _CPU = torch.device("cpu")
 _NAME = "_willfit_known"
@@ -74,10 +74,14 @@ class KnownValues:
         """Values that may not be computed yet, by the storages that they are to be computed from."""
         self._lost: dict[int, Any] = {}
         """Storages of values that something unknown was written into, by address; kept, so that these stay valid."""
+        self.batch_was_read = False
+        """Whether anything was asked for that may depend on what the batch holds."""
+        self._is_mixed = False
+        """Whether the batch had a part in a change in place, so that from then on every value may depend on it."""
 
     def give(self, tensor: torch.Tensor, values: torch.Tensor, *, of_the_batch: bool = False) -> None:
         """Let a tensor of the job have the values of the user's, which is not changed; of large ones none are kept."""
-        if values.numel() <= _MOST_ELEMENTS and values.device.type != "meta":
+        if values.numel() <= MOST_ELEMENTS and values.device.type != "meta":
             copied = values.detach().to(_CPU, copy=True)
             setattr(tensor, _NAME, _Value(lambda: copied, of_the_batch))
 
@@ -92,6 +96,8 @@ class KnownValues:
     def of(self, tensor: Any) -> torch.Tensor | None:
         """The values of a tensor, on the CPU; None where they are not known."""
         value = _value(tensor)
+        if value is not None and (value.of_the_batch or self._is_mixed):
+            self.batch_was_read = True
         known = None if value is None else value.tensor()
         return None if known is None or known.untyped_storage()._cdata in self._lost else known
 
@@ -108,6 +114,7 @@ class KnownValues:
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor) and self._is_on_gpu(leaf)]
         is_known = self._is_known(func, given, made)
         if func._schema.is_mutable:
+            self._is_mixed = self._is_mixed or any(map(self.is_of_the_batch, given))
             if func not in _ASSUMED_TO_CHANGE_NOTHING:
                 self._change(func, args, kwargs, is_known)
         elif is_known and made:
@@ -116,7 +123,7 @@ class KnownValues:
     def _is_known(self, func: Any, given: list[torch.Tensor], made: list[torch.Tensor]) -> bool:
         if func in _UNINITIALISED or torch.Tag.nondeterministic_seeded in func.tags:
             return False
-        if any(tensor.numel() > _MOST_ELEMENTS for tensor in (*given, *made)):
+        if any(tensor.numel() > MOST_ELEMENTS for tensor in (*given, *made)):
             return False
         return func in _CONSTANTS or all(_value(each) is not None or not self._is_on_gpu(each) for each in given)
 

@@ -55,6 +55,8 @@ class Recorder(TorchDispatchMode):
         self.state: dict[Any, Any] = {}
         """What a rule keeps for the length of the trace: workspaces already taken, seeds already made."""
         self.known = KnownValues(lambda tensor: type(tensor) is FakeCudaTensor)
+        self.draws_on_host = False
+        """Whether an operator on the CPU drew random numbers."""
         self._rules: dict[Any, Rule] = rules()
         self._phase: Phase = "placement"
         self._events = array("q")
@@ -123,6 +125,7 @@ class Recorder(TorchDispatchMode):
             return self.run(func, self._adopt_all(func, args, scalars=True), kwargs)
         if kwargs.get("pin_memory"):
             kwargs = {**kwargs, "pin_memory": False}  # needs a GPU, and is no memory of one
+        self.draws_on_host = self.draws_on_host or torch.Tag.nondeterministic_seeded in func.tags
         out = func(*args, **kwargs)
         given: set[int] | None = None
         for tensor in tree_leaves(out):
@@ -367,6 +370,8 @@ class Recorder(TorchDispatchMode):
             tuple(self.assumptions),
             self.convolution_workspace,
             steps,
+            is_repeatable=not self.draws_on_host,
+            reads_batch=self.known.batch_was_read,
         )
 
 

@@ -105,6 +105,19 @@ def global_hooks() -> list[Any]:
     ]
 
 
+def callers_hooks_stay() -> bool:
+    """Whether the caller's hooks on saved tensors would stay in force in a trace: torch 2.6 tells nobody which they are."""
+    if hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):
+        return False
+    with torch.inference_mode(False), torch.enable_grad():
+        product: Any = torch.ones((), requires_grad=True).square()
+    try:
+        product.grad_fn._raw_saved_self.register_hooks(lambda packed: packed, lambda packed: packed)
+    except RuntimeError:  # there are hooks already
+        return True
+    return False
+
+
 class Dice:
     """Tells whether random numbers were drawn on the host since it was made."""
 

@@ -83,3 +83,5 @@ class Trace:
     """How many optimisation steps were traced."""
     is_repeatable: bool = True
     """False where the job drew random numbers on the host, so that it may go another way the next time."""
+    reads_batch: bool = True
+    """False where nothing asked what the batch holds, so that the job goes the same way whatever that is."""
