@@ -96,14 +96,15 @@ def _look_at(holder: Any, views: dict[int, Iterable[Any]]) -> None:
     if id(holder) in views or holder is RemovableHandle:  # its class counts them
         return
     views[id(holder)] = vars(holder).values()
+    is_module = issubclass(type(holder), ModuleType)
     for name, item in list(vars(holder).items()):
         kind = type(item)  # asked of isinstance, a lazy object would load what it stands for
         if name.startswith("__"):
             continue
         if issubclass(kind, dict):
             views[id(item)] = dict.values(item)
+        elif issubclass(kind, type):
+            if is_module and item.__flags__ & _CAN_BE_CHANGED and _is_watched(item.__module__):
+                _look_at(item, views)
         elif issubclass(kind, MutableMapping) and hasattr(item, "__dict__"):
             _look_at(item, views)
-        elif issubclass(kind, type) and item.__flags__ & _CAN_BE_CHANGED and issubclass(type(holder), ModuleType):
-            if _is_watched(item.__module__):
-                _look_at(item, views)

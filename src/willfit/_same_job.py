@@ -110,9 +110,7 @@ class Writer:
         held = hashlib.blake2b()
         for tensor in filter(is_known, inputs):
             held.update(content(tensor))
-        return Description(
-            tuple(self.tokens), held.digest(), tuple(self._kept.values()), frozenset(self.classes)
-        )
+        return Description(tuple(self.tokens), held.digest(), tuple(self._kept.values()), frozenset(self.classes))
 
     def value(self, value: Any) -> None:
         """Write down any value."""

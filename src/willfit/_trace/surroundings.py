@@ -106,7 +106,7 @@ def global_hooks() -> list[Any]:
 
 
 def callers_hooks_stay() -> bool:
-    """Whether the caller's hooks on saved tensors would stay in force in a trace: torch 2.6 tells nobody which they are."""
+    """Whether the caller's hooks on saved tensors stay in force in a trace: torch 2.6 tells nobody which they are."""
     if hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):
         return False
     with torch.inference_mode(False), torch.enable_grad():
