@@ -145,6 +145,8 @@ class _Copy:
         self._optimizer_steps = 0
         self._never_steps = False
         self._stepped_in: list[Phase] = []
+        self._owners: dict[int, str] = {}
+        """Paths of the modules that parameters are in, by id."""
         self._thread = threading.get_ident()
         self._kept: Any = None
         """What the last call of the step returned: kept until the next returns, as ``loss = step(...)`` keeps it."""
@@ -186,6 +188,9 @@ class _Copy:
         recorder, parameters = self._recorder, list(model.parameters())
         names = {id(module): name.removeprefix("_orig_mod.") for name, module in model.named_modules()}
         recorder.name_modules({key: name or type(model).__name__ for key, name in names.items()})
+        for module in model.modules():
+            for parameter in module.parameters(recurse=False):
+                self._owners.setdefault(id(parameter), recorder.name_of(module))
         recorder.after_backward = lambda: recorder.mark_role((p.grad for p in parameters), "gradients")
         recorder.follow_sources_up_to(_Copy._call.__code__)
 
@@ -211,7 +216,8 @@ class _Copy:
     def _stepped(self, optimizer: Any, *_: Any) -> None:
         if threading.get_ident() == self._thread:
             self._optimizer_steps += 1
-            self._recorder.mark_role(tensors_of(list(optimizer.state.values())), "optimizer states")
+            for parameter, state in optimizer.state.items():
+                self._recorder.mark_role(tensors_of(state), "optimizer states", self._owners.get(id(parameter)))
             if self._stepped_in.pop() == "backward":  # a hook on a gradient steps, and the backward pass goes on
                 self._recorder.enter("backward")
 

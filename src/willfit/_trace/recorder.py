@@ -257,13 +257,16 @@ class Recorder(TorchDispatchMode):
 
     # -- roles ------------------------------------------------------------------------------------------------
 
-    def mark_role(self, tensors: Iterable[Any], role: Role) -> None:
-        """What these tensors' storages turned out to be."""
+    def mark_role(self, tensors: Iterable[Any], role: Role, module: str | None = None) -> None:
+        """What these tensors' storages turned out to be, and whose they are if not of the module that made them."""
         for tensor in tensors:
             if type(tensor) is FakeCudaTensor:
                 for storage in storages_of(tensor):
                     if (entry := self._live.get(storage._cdata)) is not None:
                         self._roles[entry[0]] = role
+                        if module is not None:
+                            step, phase, _, *rest = self._places[entry[0]]
+                            self._places[entry[0]] = step, phase, module, *rest
 
     def mark_live_temporaries(self, role: Role) -> None:
         """Everything alive that has no other role gets this one."""

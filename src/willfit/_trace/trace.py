@@ -27,7 +27,8 @@ class Allocation:
     """0 is placement; the steps count from 1."""
     phase: Phase
     module: str
-    """Path of the module that was running, or whose backward was: ``"model.layers.0.mlp"``; "" outside of all."""
+    """Path of the module that was running, or whose backward was, or whose parameter an optimizer's state is for:
+    ``"model.layers.0.mlp"``; "" outside of all."""
     op: str
     """The operator: ``"aten.mm.default"``."""
     source: str
