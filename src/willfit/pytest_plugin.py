@@ -24,6 +24,7 @@ _SETTINGS: pytest.StashKey[RunSettings] = pytest.StashKey()
 _RUN: pytest.StashKey[Run] = pytest.StashKey()
 _WORKERS: pytest.StashKey[str] = pytest.StashKey()
 _WRONG: pytest.StashKey[dict[str, None]] = pytest.StashKey()
+_USED: pytest.StashKey[bool] = pytest.StashKey()
 _GATHERED, _REFUSED = "willfit", "willfit_refused"  # our entries in xdist's workeroutput
 
 _MARKERS = (
@@ -73,7 +74,8 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Refuse wrong markers before any test runs, all of them at once."""
-    wrong, is_used = [], False
+    refused: dict[str, list[str]] = {}  # what is wrong, and with which tests
+    is_used = False
     for item in items:
         try:
             _settings_of(item)
@@ -82,8 +84,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
                 required_memory(item)
         except pytest.UsageError as error:
-            wrong.append(str(error))
+            refused.setdefault(str(error).removeprefix(item.nodeid), []).append(item.nodeid)
         is_used = is_used or "willfit" in getattr(item, "fixturenames", ())
+    wrong = [
+        f"{first}{f' and {len(others)} more' if others else ''}{what}" for what, (first, *others) in refused.items()
+    ]
     if wrong and hasattr(config, "workeroutput"):  # where an exception would be an internal error of xdist's
         config.workeroutput[_REFUSED] = wrong
         items.clear()
@@ -101,6 +106,7 @@ def _willfit(request: pytest.FixtureRequest) -> WillfitFixture:
     """Predicts training steps, and fails the test if they need more than its ``willfit`` marker allows."""
     from willfit._pytest.fixture import WillfitFixture
 
+    request.node.stash[_USED] = True
     return WillfitFixture(request.node, _settings_of(request.node), _run_of(request.config))
 
 
@@ -114,6 +120,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Warn of a test that is marked and passes without the fixture: nothing was checked."""
+    yield
+    if _USED not in item.stash and any(marker.name == "willfit" for marker in item.own_markers):
+        from willfit.guard import WillfitWarning
+
+        item.warn(
+            WillfitWarning(f"{item.name} has the marker willfit, and checks nothing: it does not use the fixture")
+        )
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
@@ -124,7 +142,7 @@ def pytest_runtest_makereport(
         from willfit._pytest.report import attach
 
         attach(item, call, report)
-        run.reported(report)
+        run.reported(item, report)
     return report
 
 

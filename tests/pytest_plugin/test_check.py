@@ -69,8 +69,8 @@ def test_both(willfit):
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(
         [
-            "*Failed: Net does not fit on small",
-            "*Failed: Net does not fit on small and needs * over the limit of 1.00 MiB",
+            "*Failed: Net does not fit on small and needs 22.00 MiB, 18.00 MiB more than it has",
+            "*Failed: Net does not fit on small and needs 22.00 MiB (required), 21.00 MiB over the limit of 1.00 MiB",
         ]
     )
 
@@ -231,6 +231,26 @@ def test_b(x):
     )
 
 
+def test_a_wrong_marker_of_many_tests_is_named_once(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        test_it="""
+import pytest
+
+pytestmark = pytest.mark.willfit(on="T5")
+
+@pytest.mark.parametrize("x", range(100))
+def test_it(x):
+    pass
+"""
+    )
+    result = pytester.runpytest()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    (line,) = [line for line in result.stderr.lines if "T5" in line]
+    assert line.startswith(
+        "ERROR: test_it.py::test_it[0] and 99 more: marker willfit: 'T5' is no GPU that willfit knows"
+    )
+
+
 def test_markers_of_one_case_of_a_parametrized_test(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         JOB
@@ -268,7 +288,11 @@ def test_does_not(checked):
     result = pytester.runpytest("-v")
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(
-        ["*::test_does_not DOES NOT FIT*", "*ERROR at setup of test_does_not*", "E *Failed: Net does not fit on small"]
+        [
+            "*::test_does_not DOES NOT FIT*",
+            "*ERROR at setup of test_does_not*",
+            "E *Failed: Net does not fit on small and needs *",
+        ]
     )
     result.stdout.fnmatch_lines(["*- willfit: Net on small -*"])
 
@@ -339,8 +363,8 @@ def test_it(willfit, subtests):
     )
     result = pytester.runpytest()
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["E *Failed: Net does not fit on small", "*- willfit: Net on small -*"])
-    result.stdout.fnmatch_lines(["E *Failed: Net does not fit on tiny", "*- willfit: Net on tiny -*"])
+    result.stdout.fnmatch_lines(["E *Failed: Net does not fit on small and needs *", "*- willfit: Net on small -*"])
+    result.stdout.fnmatch_lines(["E *Failed: Net does not fit on tiny and needs *", "*- willfit: Net on tiny -*"])
     assert result.stdout.str().count("- willfit: Net on") == 2, "each has its own bill and no other"
 
 
@@ -352,12 +376,51 @@ def test_what_a_test_returns_is_no_business_of_willfit(pytester: pytest.Pytester
 def test_nothing(willfit):
     return None
 
-@pytest.mark.willfit(limit=1)
-def test_without_a_check():
+@pytest.mark.willfit(on=TOY)
+def test_without_a_check(willfit):
     pass
 """
     )
     pytester.runpytest().assert_outcomes(passed=2)
+
+
+def test_a_marker_that_checks_nothing_is_warned_of(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        test_it="""
+import pytest
+
+pytestmark = pytest.mark.willfit(on="T4")  # of other tests too, so that this one need not use it
+
+@pytest.fixture
+def of_the_users(willfit):
+    return willfit
+
+def test_beside():
+    pass
+
+def test_by_a_fixture(of_the_users):
+    pass
+
+@pytest.mark.willfit(limit="14 GiB")
+def test_by_name(request):
+    request.getfixturevalue("willfit")
+
+@pytest.mark.willfit(limit="14 GiB")
+@pytest.mark.skip
+def test_skipped():
+    pass
+
+@pytest.mark.willfit(limit="14 GiB")
+def test_marked():
+    pass
+"""
+    )
+    result = pytester.runpytest("-Wdefault")
+    result.assert_outcomes(passed=4, skipped=1, warnings=1)
+    result.stdout.fnmatch_lines(
+        ["*WillfitWarning: test_marked has the marker willfit, and checks nothing: it does not use the fixture"]
+    )
+    pytester.runpytest("-Werror").assert_outcomes(passed=3, skipped=1, failed=1)
 
 
 def test_with_warnings_as_errors_only_a_tight_fit_is_one(pytester: pytest.Pytester) -> None:

@@ -52,7 +52,7 @@ def pytest_willfit_generate_device(item, on):
     pytester.makepyfile(TESTS + "\n\ntest_small = test_it\n")
     result = pytester.runpytest("--willfit-on=T4")
     result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines(["*Failed: Net does not fit on small of the hook"])
+    result.stdout.fnmatch_lines(["*Failed: Net does not fit on small of the hook and needs *"])
 
 
 def test_the_fingerprint_of_baselines(pytester: pytest.Pytester) -> None:

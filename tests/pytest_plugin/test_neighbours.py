@@ -48,7 +48,7 @@ def run(pytester: pytest.Pytester, *arguments: str) -> None:
     outcomes = result.parseoutcomes()
     assert (outcomes["passed"], outcomes["failed"]) == (2, 1)
     result.stdout.fnmatch_lines(
-        ["*DOES NOT FIT*", "E *Failed: Net does not fit on small", "*- willfit: Net on small -*"]
+        ["*DOES NOT FIT*", "E *Failed: Net does not fit on small and needs *", "*- willfit: Net on small -*"]
     )
     result.stdout.fnmatch_lines(["test_it.willfit.json: 2 new", "results written to out.json"])
     content = json.loads((pytester.path / "out.json").read_text(encoding="utf-8"))

@@ -135,3 +135,21 @@ def test_dies():
     written = read(pytester.path / "test_it.willfit.json")
     assert {name for _, name in written} == {"check"}
     assert all(entry.fingerprint["device"] == "toy" for (entry,) in written.values())
+
+
+def test_groups_of_xdist_have_no_part_in_the_names_of_tests(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        test_it=TESTS.replace("on=SMALL", "on=TOY").replace(
+            "def test_it", '@pytest.mark.xdist_group("one")\ndef test_it'
+        )
+    )
+    file = pytester.path / "test_it.willfit.json"
+    run(pytester, "--dist=loadgroup", "--willfit-json=two.json").assert_outcomes(passed=5)
+    content = json.loads((pytester.path / "two.json").read_text(encoding="utf-8"))
+    assert not [check["test"] for check in content["checks"] if "@" in check["test"]]
+    before = file.read_bytes()
+    result = pytester.runpytest("--willfit-update")
+    result.assert_outcomes(passed=5)
+    assert file.read_bytes() == before
+    file.write_bytes(before.replace(b"test_it[256]", b"test_gone"))
+    run(pytester, "--dist=loadgroup").stdout.fnmatch_lines(["*not used any more: test_gone check;*"])

@@ -12,7 +12,7 @@ from willfit._pytest.baseline import baseline_of
 from willfit._pytest.limits import over_limits
 from willfit._pytest.outcome import CheckFailed, Problem, Result
 from willfit._pytest.report import RESULTS, properties
-from willfit._pytest.run import Run, id_within_file
+from willfit._pytest.run import Run, id_of, id_within_file
 from willfit._pytest.settings import AS_MARKED, Settings
 from willfit._units import format_size
 
@@ -110,7 +110,7 @@ class WillfitFixture:
         self._run.ledger.checked(self._item.path, (id_within_file(self._item), name))
         if problem is None and settings.baseline:
             problem = self._against_baseline(settings, footprint, model, optimizer, name)
-        result = Result(test=self._item.nodeid, name=name, settings=settings, footprint=footprint, problem=problem)
+        result = Result(test=id_of(self._item), name=name, settings=settings, footprint=footprint, problem=problem)
         self._run.add(result)
         self._item.stash.setdefault(RESULTS, []).append(result)
         if self._run.settings.junit:

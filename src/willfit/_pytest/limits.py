@@ -18,14 +18,13 @@ def over_limits(settings: Settings, footprint: Footprint) -> Problem | None:
 
     With a limit alone, the GPU that happens to be here does not count.
     """
-    reasons, word = [], ""
-    limit, device = settings.limit, footprint.device
-    if footprint.verdict == "does not fit" and device is not None and (settings.on is not None or limit is None):
-        reasons.append(f"does not fit on {device.name}")
-        word = "DOES NOT FIT"
+    limit, device, model = settings.limit, footprint.device, footprint.job.model
     peak = getattr(footprint, PEAKS[settings.peak])
+    over = ""
     if limit is not None and peak > limit:
-        over = f"{format_size(peak - limit)} over the limit of {format_size(limit)}"
-        reasons.append(f"needs {format_size(peak)} ({settings.peak}), {over}")
-        word = word or "OVER THE LIMIT"
-    return Problem(word, f"{footprint.job.model} {' and '.join(reasons)}") if reasons else None
+        excess = f"{format_size(peak - limit)} over the limit of {format_size(limit)}"
+        over = f"needs {format_size(peak)} ({settings.peak}), {excess}"
+    if footprint.verdict == "does not fit" and device is not None and (settings.on is not None or limit is None):
+        needs = f"needs {format_size(footprint.required)}, {format_size(footprint.missing)} more than it has"
+        return Problem("DOES NOT FIT", f"{model} does not fit on {device.name} and {over or needs}")
+    return Problem("OVER THE LIMIT", f"{model} {over}") if over else None

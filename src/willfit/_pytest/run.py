@@ -33,7 +33,7 @@ class Run:
         """What went wrong with them."""
         self._config = config
         self._results: dict[tuple[str, str], dict[str, Any]] = {}
-        self._tests: defaultdict[Path, dict[str, str]] = defaultdict(dict)
+        self._tests: defaultdict[Path, set[str]] = defaultdict(set)
         self._passed: dict[str, bool] = {}
 
     def collected(self, items: list[pytest.Item]) -> None:
@@ -41,17 +41,15 @@ class Run:
         config = self._config
         if any("::" in argument for argument in config.args) or config.getoption("lf", False):
             return  # tests that are not here may be there all the same
-        for file in {item.path for item in items}:
-            if baseline_path(file).exists():
-                self._tests[file] = {}
+        files = {file for file in {item.path for item in items} if baseline_path(file).exists()}
         for item in items:
-            if item.path in self._tests:
-                self._tests[item.path][id_within_file(item)] = item.nodeid
+            if item.path in files:
+                self._tests[item.path].add(id_within_file(item))
 
-    def reported(self, report: pytest.TestReport) -> None:
+    def reported(self, item: pytest.Item, report: pytest.TestReport) -> None:
         """A test, or a part of one, passed or failed; what comes last is the test itself."""
         if report.when == "call":
-            self._passed[report.nodeid] = report.passed
+            self._passed[f"{item.path}::{id_within_file(item)}"] = report.passed
 
     def add(self, result: Result) -> None:
         """A check was made; one made again, as by a plugin that reruns tests, replaces the first."""
@@ -71,7 +69,7 @@ class Run:
                 "results": self.results(),
                 "ledger": self.ledger.to_dict(),
                 "passed": self._passed,
-                "tests": {str(file): tests for file, tests in self._tests.items()},
+                "tests": {str(file): sorted(tests) for file, tests in self._tests.items()},
             }
         )
 
@@ -90,7 +88,7 @@ class Run:
         """Write baselines and results. A run that was interrupted leaves the baselines as they are."""
         if complete:
             tests = {
-                file: {test: self._passed.get(nodeid, False) for test, nodeid in known.items()}
+                file: {test: self._passed.get(f"{file}::{test}", False) for test in known}
                 for file, known in self._tests.items()
             }
             self.done, self.wrong = self.ledger.finish(tests)
@@ -125,5 +123,15 @@ class Run:
 
 
 def id_within_file(item: pytest.Item) -> str:
-    """The test's id within its file: "TestFit::test_llama[T4]"."""
-    return item.nodeid.partition("::")[2] or item.name
+    """The test's id within its file: "TestFit::test_llama[T4]", without what pytest-xdist adds for its groups."""
+    names: list[str] = []
+    node: Any = item
+    while node is not None and not isinstance(node, pytest.File):
+        names.insert(0, node.name)
+        node = node.parent
+    return "::".join(names)
+
+
+def id_of(item: pytest.Item) -> str:
+    """The test's id, as `id_within_file`."""
+    return f"{item.nodeid.partition('::')[0]}::{id_within_file(item)}"

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from willfit._render import sentences
 from willfit._units import format_size
 
 if TYPE_CHECKING:
     from willfit._footprint import Footprint
 
+_WIDTH: Final = 80
+
 
 def line_text(footprint: Footprint) -> str:
-    """What is needed of what is there, and the bill without its zeros, largest first."""
-    device = footprint.device
-    needs = f"needs {format_size(footprint.required)}"
-    if device is not None:
-        needs = f"{device.name}: {footprint.verdict}: {needs} of {format_size(sentences.room(footprint))}"
+    """What is needed, and the largest roles of the bill, as many as the line has room for."""
     bill = sorted(footprint.bill.items(), key=lambda item: -item[1])
-    return f"{needs}: {', '.join(f'{role} {format_size(size)}' for role, size in bill if size)}"
+    roles = [f"{role} {format_size(size)}" for role, size in bill if size]
+    needs, rest = f"needs {format_size(footprint.required)}: ", ", ..."
+    line = needs + ", ".join(roles)
+    while len(line) > _WIDTH:
+        line = needs + ", ".join(roles := roles[:-1]) + rest
+    return line
