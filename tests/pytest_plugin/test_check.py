@@ -476,26 +476,36 @@ def test_verify_and_advise_are_those_of_willfit_on_the_tests_gpu(pytester: pytes
         + """
 import willfit as package
 
-@pytest.mark.willfit(on=TOY)
+class Said:
+    def __init__(self, *args, **kwargs):
+        self.got = args, kwargs
+        self.checked = False
+    def check(self):
+        self.checked = True
+        return self
+
+@pytest.mark.willfit(on=TOY, steps=2)
 @pytest.mark.parametrize("name", ["verify", "advise"])
 def test_it(willfit, monkeypatch, name):
-    def called(*args, **kwargs):
-        return args, kwargs
+    monkeypatch.setattr(package, name, Said, raising=False)
+    function = {"verify": willfit.verify, "advise": willfit.advise}[name]
+    assert function(*job).got == ((*job, None), {"on": TOY, "steps": 2})
+    said = function(*job, print, loss=loss, on=SMALL, steps=1)
+    assert said.got == ((*job, print), {"on": SMALL, "steps": 1, "loss": loss})
+    assert said.checked == (name == "verify")
 
-    monkeypatch.setattr(package, name, called, raising=False)
-    function = getattr(willfit, name)
-    assert function(*job) == ((*job, None), {"on": TOY})
-    assert function(*job, print, loss=loss, on=SMALL) == ((*job, print), {"on": SMALL, "loss": loss})
-
-@pytest.mark.parametrize("name", ["verify", "advise"])
-def test_absent(willfit, monkeypatch, name):
-    monkeypatch.delitem(package._HOMES, name, raising=False)
-    monkeypatch.delattr(package, name, raising=False)
-    with pytest.raises(ValueError, match=f"willfit.{name} is not in this version of willfit"):
-        getattr(willfit, name)(*job)
+@pytest.mark.willfit(on=TOY)
+def test_disagrees(willfit, monkeypatch):
+    class Disagrees(Said):
+        def check(self):
+            raise RuntimeError("measured 2.00 GiB, predicted 1.00 GiB")
+    monkeypatch.setattr(package, "verify", Disagrees, raising=False)
+    willfit.verify(*job)
 """
     )
-    pytester.runpytest().assert_outcomes(passed=4)
+    result = pytester.runpytest()
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["E *RuntimeError: measured 2.00 GiB, predicted 1.00 GiB"])
 
 
 def test_in_a_traceback_it_says_what_it_is_set_to(pytester: pytest.Pytester) -> None:

@@ -125,23 +125,36 @@ class WillfitFixture:
         return footprint
 
     def verify(self, model: Any, optimizer: Any, batch: Any, step: Step | None = None, **options: Any) -> Any:
-        """What `willfit.verify` returns or raises for the test's GPU; ``options`` are its own."""
-        return self._of_willfit("verify", model, optimizer, batch, step, options)
+        """What `willfit.verify` returns for the test's GPU and steps; fails the test where it disagrees.
 
-    def advise(self, model: Any, optimizer: Any, batch: Any, step: Step | None = None, **options: Any) -> Any:
-        """What `willfit.advise` returns for the test's GPU; ``options`` are its own."""
-        return self._of_willfit("advise", model, optimizer, batch, step, options)
-
-    def _of_willfit(self, name: str, *arguments: Any) -> Any:
+        Args:
+            model: see `willfit.verify`, as for the others.
+            optimizer: see there.
+            batch: see there.
+            step: see there.
+            options: its own: ``loss``, ``on``, ``steps``, ``tolerance`` and so on.
+        """
         import willfit
 
-        *job, options = arguments
-        function = getattr(willfit, name, None)
-        if function is None:
-            from willfit._errors import UsageError
+        return willfit.verify(model, optimizer, batch, step, **self._as_marked(options)).check()
 
-            raise UsageError(f"willfit.{name} is not in this version of willfit ({willfit.__version__}): update it")
-        return function(*job, **{"on": self._device(self._settings), **options})
+    def advise(self, model: Any, optimizer: Any, batch: Any, step: Step | None = None, **options: Any) -> Any:
+        """What `willfit.advise` returns for the test's GPU and steps; never fails the test for what it says.
+
+        Args:
+            model: see `willfit.advise`, as for the others.
+            optimizer: see there.
+            batch: see there.
+            step: see there.
+            options: its own: ``loss``, ``on``, ``steps``, ``combine`` and so on.
+        """
+        import willfit
+
+        return willfit.advise(model, optimizer, batch, step, **self._as_marked(options))
+
+    def _as_marked(self, options: dict[str, Any]) -> dict[str, Any]:
+        settings = self._settings.but({name: options[name] for name in ("on", "steps") if name in options})
+        return {**options, "on": self._device(settings), "steps": settings.steps}
 
     def _named(self, name: str | None) -> str:
         """The name of the next check: the one that is given, else one that counts."""
