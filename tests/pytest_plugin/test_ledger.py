@@ -89,7 +89,8 @@ def test_a_change_fails_and_says_what_moved(
                 f"*Failed: Net on toy needs *: parameters +{more}, in blocks.[*]; *; workspaces and * unchanged",
                 "*- willfit: baseline -*",
                 "*baseline * now * change",
-                "To accept this, run the test with --willfit-update and commit test_it.willfit.json.",
+                "To accept this, run the test with --willfit-update and commit",
+                "test_it.willfit.json.",
                 "*- willfit: Net on toy -*",
             ]
         )

@@ -103,16 +103,21 @@ def test_unmarked(willfit):
         ("option", "--willfit-summary=-1", "--willfit-summary: summary must be a number of footprints, 0 or more*"),
         ("variable", "steps=x", "WILLFIT_PYTEST_STEPS in the environment: steps must be a number*: found 'x'"),
         ("variable", "baseline=maybe", "WILLFIT_PYTEST_BASELINE in the environment: baseline must be true or false*"),
-        ("ini", "peak = free", "willfit_peak in tox.ini: peak must be one of required, reserved, allocated: found*"),
-        ("ini", "steps = x", "willfit_steps in tox.ini: *'x'*"),
-        ("ini", "cap_workers = 7", "willfit_cap_workers in tox.ini: *7*"),
+        ("ini", "verbosity_willfit = x", "verbosity_willfit in tox.ini must be a number, or auto: *'x'"),
+        (
+            "ini",
+            "willfit_peak = free",
+            "willfit_peak in tox.ini: peak must be one of required, reserved, allocated: found*",
+        ),
+        ("ini", "willfit_steps = x", "willfit_steps in tox.ini: *'x'*"),
+        ("ini", "willfit_cap_workers = 7", "willfit_cap_workers in tox.ini: *7*"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_place(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, where: str, said: str, message: str
 ) -> None:
     if where == "ini":
-        pytester.makeini(f"[pytest]\nwillfit_{said}\n")
+        pytester.makeini(f"[pytest]\n{said}\n")
     elif where == "variable":
         name, _, value = said.partition("=")
         monkeypatch.setenv(f"WILLFIT_PYTEST_{name.upper()}", value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -39,9 +40,11 @@ def _sections(item: pytest.Item, result: Result) -> list[tuple[str, str]]:
     verbosity = verbosity_of(item.config)
     if problem is not None and problem.change is not None and verbosity >= 0:
         from willfit._pytest.changes import change_table
+        from willfit._render.paper import WIDTH
 
         table = change_table(*problem.change, everything=verbosity >= _FULL)
-        sections.insert(0, ("willfit: baseline", f"{table}\n\n{problem.remedy}"))
+        remedy = textwrap.fill(problem.remedy, WIDTH, break_long_words=False, break_on_hyphens=False)
+        sections.insert(0, ("willfit: baseline", f"{table}\n\n{remedy}"))
     hook.pytest_willfit_update_sections(item=item, footprint=footprint, sections=sections)
     return sections
 

@@ -180,6 +180,7 @@ def add_options(parser: pytest.Parser) -> None:
         group.addoption(f"--willfit-{name}", action="store_true", default=None, help=words)
     for name, words in _HELP.items():
         parser.addini(f"willfit_{name}", words.replace("%%", "%"), type=_ini_type(name), default=None)
+    # pytest's own way: which type the value has differs from version to version
     pytest.Config._add_verbosity_ini(parser, "willfit", help="verbosity of willfit's report sections")
 
 
@@ -195,6 +196,7 @@ def resolve(config: pytest.Config) -> RunSettings:
     """The settings of a run. Raises `pytest.UsageError` for a value that cannot be, and says where it stands."""
     found = {name: value for name in _HELP if (value := _value(config, name)) is not None}
     checks = {field.name: found.pop(field.name) for field in fields(Settings) if field.name in found}
+    _check_verbosity(config)
     update, new_only = config.getoption("willfit_update"), config.getoption("willfit_update_new_only")
     if update and new_only:
         raise pytest.UsageError("--willfit-update and --willfit-update-new-only are both given: leave out one of them")
@@ -206,13 +208,25 @@ def resolve(config: pytest.Config) -> RunSettings:
     )
 
 
+def _check_verbosity(config: pytest.Config) -> None:
+    ini = "verbosity_willfit"
+    try:
+        if (level := config.getini(ini)) != "auto":
+            int(level)
+    except (ValueError, pytest.UsageError) as error:
+        raise pytest.UsageError(f"{ini} in {_ini_file(config)} must be a number, or auto: {error}") from None
+
+
+def _ini_file(config: pytest.Config) -> str:
+    return config.inipath.name if config.inipath else "the ini file"
+
+
 def _value(config: pytest.Config, name: str) -> Any:
     variable, ini = f"WILLFIT_PYTEST_{name.upper()}", f"willfit_{name}"
-    file = config.inipath.name if config.inipath else "the ini file"
     for where, look in (
         (f"--willfit-{name}", lambda: config.getoption(ini, None)),
         (f"{variable} in the environment", lambda: os.environ.get(variable)),
-        (f"{ini} in {file}", lambda: config.getini(ini)),
+        (f"{ini} in {_ini_file(config)}", lambda: config.getini(ini)),
     ):
         try:
             if (value := look()) not in (None, "", []):

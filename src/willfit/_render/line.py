@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from willfit._render.paper import WIDTH
 from willfit._units import format_size
 
 if TYPE_CHECKING:
     from willfit._footprint import Footprint
-
-_WIDTH: Final = 80
 
 
 def line_text(footprint: Footprint) -> str:
@@ -18,6 +17,6 @@ def line_text(footprint: Footprint) -> str:
     roles = [f"{role} {format_size(size)}" for role, size in bill if size]
     needs, rest = f"needs {format_size(footprint.required)}: ", ", ..."
     line = needs + ", ".join(roles)
-    while len(line) > _WIDTH:
+    while len(line) > WIDTH:
         line = needs + ", ".join(roles := roles[:-1]) + rest
     return line
