@@ -508,6 +508,20 @@ def test_disagrees(willfit, monkeypatch):
     result.stdout.fnmatch_lines(["E *RuntimeError: measured 2.00 GiB, predicted 1.00 GiB"])
 
 
+def test_advice_for_a_job_that_does_not_fit_fails_no_test(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        JOB
+        + """
+@pytest.mark.willfit(on=SMALL, steps=2)
+def test_it(willfit):
+    advice = willfit.advise(*job, loss=loss, combine=False)
+    assert advice.device == SMALL
+    assert (advice.footprint.verdict, advice.footprint.steps) == ("does not fit", 2)
+"""
+    )
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
+
+
 def test_in_a_traceback_it_says_what_it_is_set_to(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         JOB
