@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -55,3 +58,45 @@ def test_llama_is_refused_on_a_t4_with_the_bill(code: int, arguments: list[str])
     for role, size in {"parameters": "14.96 GiB", "gradients": "14.96 GiB", "optimizer states": "29.92 GiB"}.items():
         assert re.search(rf"^  {role} +{size} ", ran.stdout, re.MULTILINE), role
     assert max(map(len, ran.stdout.partition("DOES NOT FIT")[2].splitlines())) <= 80
+
+
+def workflow_commands() -> list[str]:
+    """What the steps of the example's workflow run."""
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    workflow = yaml.safe_load((EXAMPLES / "pytest" / "willfit.yml").read_text(encoding="utf-8"))
+    (job,) = workflow["jobs"].values()
+    assert job["runs-on"] == "ubuntu-latest"
+    return [line for step in job["steps"] for line in step.get("run", "").splitlines()]
+
+
+def test_the_workflow_installs_what_it_uses() -> None:
+    installs = [line for line in workflow_commands() if "pip install" in line]
+    assert " torch==2.13.0 " in installs[0], "its baselines are those of this version"
+    assert '"willfit[pytest]"' in installs[1]
+
+
+@pytest.mark.skipif(not torch.__version__.startswith("2.13.0"), reason="the baselines are those of torch 2.13.0")
+def test_the_workflow_passes_on_a_machine_without_a_gpu(tmp_path: Path) -> None:
+    pytest.importorskip("xdist", reason="pytest-xdist is not installed")
+    (command,) = [line for line in workflow_commands() if "-m pytest" in line]
+    project = tmp_path / "project"
+    shutil.copytree(EXAMPLES / "pytest", project)
+    before = (project / "test_memory.willfit.json").read_bytes()
+    arguments = command.replace("python ", f"{sys.executable} ", 1).split()
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "CI": "true"}
+
+    def test() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(arguments, cwd=project, env=environment, capture_output=True, text=True, timeout=300)
+
+    ran = test()
+    assert ran.returncode == 0, ran.stdout
+    assert "2 passed" in ran.stdout
+    checks = json.loads((project / "out" / "willfit.json").read_text(encoding="utf-8"))["checks"]
+    assert [check["verdict"] for check in checks] == ["fits", "fits"]
+    assert (project / "out" / "junit.xml").exists()
+    train = (project / "train.py").read_text(encoding="utf-8")
+    (project / "train.py").write_text(train.replace("LanguageModel()\n", "LanguageModel(ratio=5)\n"), encoding="utf-8")
+    ran = test()
+    assert ran.returncode == 1
+    assert re.search(r"needs 368\.00 MiB more than its baseline: activations .* in blocks\.\*\.mlp; ", ran.stdout)
+    assert (project / "test_memory.willfit.json").read_bytes() == before

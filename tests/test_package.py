@@ -19,7 +19,9 @@ import willfit.pytest_plugin
 
 SOURCE = Path(willfit.__file__).parent
 MARKERS = ("hookimpl",)  # an object of pluggy's, not a function or class of willfit's own
-PUBLIC = [getattr(willfit, name) for name in willfit.__all__ if name not in MARKERS] + [willfit.pytest_plugin.Check]
+PUBLIC = [getattr(willfit, name) for name in willfit.__all__ if name not in MARKERS] + [
+    willfit.pytest_plugin.WillfitFixture
+]
 
 
 def run(code: str) -> str:
@@ -77,7 +79,8 @@ def test_from_the_trace_on_nothing_imports_torch() -> None:
 
 def test_extras_are_imported_by_those_alone_who_use_them() -> None:
     modules = [module.name for module in pkgutil.walk_packages([str(SOURCE)], "willfit.")]
-    without_pytest = [name for name in modules if name not in ("willfit.__main__", "willfit.pytest_plugin")]
+    of_pytest = ("willfit.__main__", "willfit.pytest_plugin", "willfit._pytest.")
+    without_pytest = [name for name in modules if not name.startswith(of_pytest)]
     code = f"""
 import importlib, sys
 sys.modules.update(dict.fromkeys(("pytest", "transformers", "peft", "lightning")))  # importing these now raises

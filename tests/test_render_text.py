@@ -352,3 +352,13 @@ def test_a_job_that_fits_no_gpu_shows_the_largest() -> None:
     text = fits_text({"T4": llama_on_t4()})
     assert text.startswith("FITS 0 of the 1 GPUs that willfit knows")
     assert re.search(r"^  T4 +does not fit +75.92 GiB +14.58 GiB +-61.34 GiB$", text, re.MULTILINE)
+
+
+def test_in_short_it_is_the_verdict_and_the_figures() -> None:
+    shown = footprint(find_device("T4"))
+    full, brief = bill_text(shown).splitlines(), bill_text(shown, brief=True).splitlines()
+    rest = iter(full)
+    assert all(line in rest for line in brief), "nothing is said otherwise, only less"
+    assert len(brief) < len(full)
+    assert any(line.startswith("  parameters          6.00 GiB") for line in brief)
+    assert not any("the weights of the model" in line or "Peak allocated in each phase" in line for line in brief)

@@ -33,6 +33,8 @@ _DATA_PACKAGES = ("datasets", "pandas", "polars", "pyarrow", "scipy")
 # What these log goes to files and servers.
 _LOGGERS = ("aim", "clearml", "comet_ml", "mlflow", "neptune", "swanlab", "tensorboardX", "wandb")
 
+_IN_C = (types.WrapperDescriptorType, types.MethodDescriptorType, types.ClassMethodDescriptorType)
+_BUILTIN = types.BuiltinFunctionType
 _DEVICE_NAMES = ("device", "device_type", "dev")
 _Generator = torch.Generator
 
@@ -135,7 +137,7 @@ class Copier:
             self._module(value)
             if id(value) in self.memo:  # by way of a parameter that knows its module
                 return self.memo[id(value)]
-        elif "__deepcopy__" in dir(cls) or _has_c_state(cls) or _says_how_to_be_copied(cls):
+        elif "__deepcopy__" in dir(cls) or has_c_state(cls) or _says_how_to_be_copied(cls):
             return self._remember(value, self._deepcopied(value))
         try:
             copied = object.__new__(cls)
@@ -144,7 +146,7 @@ class Copier:
         self._remember(value, copied)
         for name, item in vars(value).items() if hasattr(value, "__dict__") else ():
             copied.__dict__[name] = self.named(name, item)
-        for name in _slots(cls):
+        for name in slots(cls):
             if hasattr(value, name):
                 object.__setattr__(copied, name, self.named(name, getattr(value, name)))
         if isinstance(value, torch.optim.Optimizer):
@@ -292,20 +294,34 @@ def _sink(value: io.IOBase) -> Any:
     return open(os.devnull, "w" if isinstance(value, io.TextIOBase) else "wb")
 
 
-def _has_c_state(cls: type) -> bool:
-    """Whether the class is written in C, or inherits from one that is, so that attributes are not all there is."""
-    is_python_class = 1 << 9  # Py_TPFLAGS_HEAPTYPE
-    return next(base for base in cls.__mro__ if not base.__flags__ & is_python_class) is not object
+def has_c_state(cls: type) -> bool:
+    """Whether the class is written in C, or inherits from one that is, so that attributes are not all there is.
+
+    >>> import random
+    >>> has_c_state(random.Random), has_c_state(type("Plain", (), {"__hash__": object.__hash__}))
+    (True, False)
+    """
+    return any(is_written_in_c(base) for base in cls.__mro__ if base is not object)
+
+
+def is_written_in_c(cls: type) -> bool:
+    """Whether the class itself is written in C."""
+    made_by_a_class_statement = 1 << 9  # Py_TPFLAGS_HEAPTYPE, which newer types in C have too
+    return not cls.__flags__ & made_by_a_class_statement or any(
+        (isinstance(item, _IN_C) and item.__objclass__ is cls) or (name == "__new__" and isinstance(item, _BUILTIN))
+        for name, item in vars(cls).items()
+    )
 
 
 def _says_how_to_be_copied(cls: type) -> bool:
     return any(name in vars(base) for base in cls.__mro__[:-1] for name in ("__reduce_ex__", "__reduce__"))
 
 
-def _slots(cls: type) -> Iterator[str]:
+def slots(cls: type) -> Iterator[str]:
+    """The names under which a class keeps attributes in ``__slots__``."""
     for base in cls.__mro__:
-        slots = base.__dict__.get("__slots__", ())
-        for slot in (slots,) if isinstance(slots, str) else slots:
+        own = base.__dict__.get("__slots__", ())
+        for slot in (own,) if isinstance(own, str) else own:
             if slot not in ("__dict__", "__weakref__"):
                 is_private = slot.startswith("__") and not slot.endswith("__")
                 yield f"_{base.__name__.lstrip('_')}{slot}" if is_private else slot

@@ -259,6 +259,7 @@ _LIKE_A_SIZE = re.compile(r"\s*[-+]?[0-9.,_]+\s*([kmgtp]?i?b|[kmgtp]i?|[kmgtp]?b
 _MEMORY_WORD = re.compile(r"[0-9]+gb")
 
 
+@cache
 def _words(name: str) -> frozenset[str]:
     """The words of a name that matter.
 

@@ -105,6 +105,19 @@ class Footprint:
                 low = middle + 1
         return high * _PAGE + self.context
 
+    @cached_property
+    def bill_by_module(self) -> dict[Role, dict[str, int]]:
+        """The bill in bytes with the modules that hold each role, by path; "" is outside of all modules.
+
+        The sizes of a role sum to its entry in ``bill``. The first look takes a replay.
+        """
+        sizes: dict[Role, Counter[str]] = {role: Counter() for role in ROLES}
+        free = replay(self._trace, None, self._settings)
+        for index in live_at(self._trace, free.peak_event):
+            allocation = self._trace.allocations[index]
+            sizes[allocation.role][allocation.module] += free.blocks[index]
+        return {role: dict(modules) for role, modules in sizes.items()}
+
     def on(self, device: Device) -> Footprint:
         """The same trace on another card, where that does not change what is computed."""
         return footprint_of(self._trace, device, self._settings)

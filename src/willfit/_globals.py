@@ -7,7 +7,6 @@ methods alike. What the step can reach by name is exchanged in place, so that al
 from __future__ import annotations
 
 import argparse
-import dis
 import functools
 import os
 import types
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
+from willfit._code import reads
 from willfit._copying import Copier, Silent, is_cpu, is_data, is_logger
 
 _MISSING = object()
@@ -101,7 +101,7 @@ class _Reach:
                         self._queue.extend(vars(base).values() if _may_be_the_users(base) else ())
 
     def _function(self, function: types.FunctionType) -> None:
-        names = set(_names(function.__code__))
+        names = set(reads(function.__code__).globals)
         self._namespace(function.__globals__, names)
         if (wrapped := getattr(function, "__wrapped__", None)) is not None:
             self._queue.append(wrapped)
@@ -148,11 +148,3 @@ def _may_be_the_users(cls: type) -> bool:
     if functions:
         return any(is_the_users(function.__code__.co_filename) for function in functions)
     return cls.__module__ == "__main__"
-
-
-@functools.cache
-def _names(code: types.CodeType) -> tuple[str, ...]:
-    """Names that the code loads as globals: ``self.head`` is no mention of a global ``head``."""
-    own = [i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
-    inner = [name for constant in code.co_consts if isinstance(constant, types.CodeType) for name in _names(constant)]
-    return tuple(dict.fromkeys(own + inner))

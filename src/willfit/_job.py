@@ -18,7 +18,7 @@ from willfit._placement_bitsandbytes import tensors_beside
 from willfit._run import Run, Step
 from willfit._trace.recorder import Recorder
 from willfit._trace.runtime import cuda_runtime
-from willfit._trace.surroundings import nothing_left_behind
+from willfit._trace.surroundings import Dice, nothing_left_behind
 from willfit._trace.trace import Trace
 from willfit._wrong_jobs import check_loss, check_model, check_optimizer, check_step
 
@@ -44,6 +44,7 @@ def trace_job(
     """
     check_job(model, optimizer, step, loss, steps)
     with nothing_left_behind():
+        dice = Dice()
         recorder = Recorder(device.compute_capability, device.multiprocessors)
         try:
             with cuda_runtime(recorder, device):
@@ -51,7 +52,7 @@ def trace_job(
         finally:
             recorder.restore_gradients()
             recorder.release_all()
-    return trace
+        return dataclasses.replace(trace, is_repeatable=trace.is_repeatable and not dice.were_cast())
 
 
 def check_job(model: Any, optimizer: Any, step: Any, loss: Any, steps: Any) -> None:

@@ -69,12 +69,18 @@ def predict(
         >>> footprint.verdict
         'fits'
     """
+    from willfit._reuse import predicted_before
+
     settings = AllocatorSettings.from_environment()
     check_engine(engine)
     device = target_device(model, optimizer, batch, on, capacity)
     target = device if device is not None else UNNAMED
-    trace = followed(model, optimizer, batch, step, loss=loss, device=target, steps=steps, engine=engine)
-    return footprint_of(trace, device, settings, target.context)
+
+    def predict_anew() -> Footprint:
+        trace = followed(model, optimizer, batch, step, loss=loss, device=target, steps=steps, engine=engine)
+        return footprint_of(trace, device, settings, target.context)
+
+    return predicted_before(predict_anew, model, optimizer, batch, step, loss, steps, engine, device, settings)
 
 
 def followed(

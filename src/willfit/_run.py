@@ -48,6 +48,8 @@ class Run:
         self._optimizer_steps = 0
         self._never_steps = False
         self._stepped_in: list[Phase] = []
+        self._owners: dict[int, str] = {}
+        """Paths of the modules that parameters are in, by id."""
         self._kept: Any = None
         """What the last call of the step returned: kept until the next returns, as ``loss = step(...)`` keeps it."""
 
@@ -95,6 +97,9 @@ class Run:
         follower, parameters = self._follower, list(model.parameters())
         names = {id(module): name.removeprefix("_orig_mod.") for name, module in model.named_modules()}
         follower.name_modules({key: name or type(model).__name__ for key, name in names.items()})
+        for module in model.modules():
+            for parameter in module.parameters(recurse=False):
+                self._owners.setdefault(id(parameter), follower.name_of(module))
         follower.after_backward = lambda: follower.mark_role((p.grad for p in parameters), "gradients")
         follower.follow_sources_up_to(Run._call.__code__)
 
@@ -125,7 +130,8 @@ class Run:
     def _stepped(self, optimizer: Any, *_: Any) -> None:
         if self._follower.is_followed_here():
             self._optimizer_steps += 1
-            self._follower.mark_role(tensors_of(list(optimizer.state.values())), "optimizer states")
+            for parameter, state in optimizer.state.items():
+                self._follower.mark_role(tensors_of(state), "optimizer states", self._owners.get(id(parameter)))
             if self._stepped_in.pop() == "backward":  # a hook on a gradient steps, and the backward pass goes on
                 self._follower.enter("backward")
 

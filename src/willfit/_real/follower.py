@@ -122,11 +122,11 @@ class RealFollower(Follower):
     def own_cpu_tensor(self, tensor: torch.Tensor) -> None:
         """Nothing: the job's copy is all that runs."""
 
-    def mark_role(self, tensors: Iterable[Any], role: Role) -> None:
-        """What these tensors' storages turned out to be."""
+    def mark_role(self, tensors: Iterable[Any], role: Role, module: str | None = None) -> None:
+        """What these tensors' storages turned out to be, and whose they are if not of the module that made them."""
         on_device = [t for t in tensors if isinstance(t, torch.Tensor) and t.device.type == self.device.type]
         addresses = [tensor.untyped_storage().data_ptr() for tensor in on_device if tensor.layout == torch.strided]
-        self._note(("role", role, addresses))
+        self._note(("role", role, addresses, module))
 
     def mark_live_temporaries(self, role: Role) -> None:
         """Everything alive that has no other role gets this one."""

@@ -168,10 +168,11 @@ class Writer:
                     born.role, born.module, born.op = role, module, "placement"
             case ("found", role, module, address, size, block):
                 self._found(role, module, address, size, block)
-            case ("role", role, addresses):
+            case ("role", role, addresses, module):
                 for address in addresses:
                     if address in self._live:
-                        self._born[self._live[address]].role = role
+                        born = self._born[self._live[address]]
+                        born.role, born.module = role, born.module if module is None else module
             case ("live", role):
                 for index in self._live.values():
                     if self._born[index].role == "temporaries":

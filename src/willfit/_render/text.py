@@ -20,7 +20,7 @@ _MOST_COLUMNS = 4  # steps shown side by side
 _BEFORE_BAR = 49  # columns of a row that its bar leaves to the figures
 
 
-def bill_text(footprint: Footprint, *, color: bool = False, width: int | None = None) -> str:
+def bill_text(footprint: Footprint, *, brief: bool = False, color: bool = False, width: int | None = None) -> str:
     """The itemised bill of a footprint, without a newline at the end.
 
     Sizes are in GiB with two decimals, MiB below 1 GiB. No words of it are those by which programs recognise an
@@ -28,13 +28,16 @@ def bill_text(footprint: Footprint, *, color: bool = False, width: int | None = 
 
     Args:
         footprint: what `willfit.predict` returned.
+        brief: True leaves it at the verdict, the figures and where memory runs out.
         color: True puts in ANSI codes, for a terminal; else the text is plain.
         width: columns, at least 64; 80 by default.
     """
     paper = Paper(color=color, width=width)
     _header(paper, footprint)
-    _bill(paper, footprint)
+    _bill(paper, footprint, explain=not brief)
     _where(paper, footprint)
+    if brief:
+        return paper.text()
     _phases(paper, footprint)
     _largest(paper, "Modules that hold most at the peak", footprint.modules, footprint.peak_allocated)
     _largest(paper, "Source lines that hold most at the peak", footprint.sources, footprint.peak_allocated)
@@ -53,11 +56,11 @@ def _header(paper: Paper, footprint: Footprint) -> None:
     paper.paragraph(sentences.job_line(footprint))
 
 
-def _bill(paper: Paper, footprint: Footprint) -> None:
+def _bill(paper: Paper, footprint: Footprint, *, explain: bool) -> None:
     peak = sentences.peak_phase(footprint)
     where = f", in {sentences.moment(peak.step, peak.phase)}" if peak is not None else ""
     paper.title(f"What holds the memory at the peak{where}")
-    rows = _Rows(paper, footprint)
+    rows = _Rows(paper, footprint, explain)
     paper.line((f"  {'':<16} {'size':>11} {'B/param':>9} {'share':>6}", "dim"))
     for role, size in sorted(footprint.bill.items(), key=lambda item: -item[1]):
         if size:
@@ -94,10 +97,11 @@ def _against_the_card(rows: _Rows, footprint: Footprint) -> None:
 
 
 class _Rows:
-    """Rows of the bill: figures, a bar on one scale for all, and a sentence below."""
+    """Rows of the bill: figures, a bar on one scale for all, and a sentence below if it is to explain them."""
 
-    def __init__(self, paper: Paper, footprint: Footprint) -> None:
+    def __init__(self, paper: Paper, footprint: Footprint, explain: bool) -> None:
         self._paper = paper
+        self._explain = explain
         self._parameters = footprint.job.parameters
         self._peak = footprint.peak_allocated
         room = 0 if footprint.device is None else sentences.room(footprint)
@@ -125,7 +129,7 @@ class _Rows:
         bar = " " * first + "#" * (last - first)
         figures = f" {format_size(size):>11} {each:>9} {share:>6}  "
         self._paper.line("  ", (f"{name:<16}", style), figures, (bar, style if "red" in style else "cyan"))
-        if sentence:
+        if sentence and self._explain:
             self.note(sentence)
 
 

@@ -77,8 +77,8 @@ class Follower(ABC):
         """A CPU tensor that belongs to the job's copy: it may be changed in place."""
 
     @abstractmethod
-    def mark_role(self, tensors: Iterable[Any], role: Role) -> None:
-        """What these tensors' storages turned out to be."""
+    def mark_role(self, tensors: Iterable[Any], role: Role, module: str | None = None) -> None:
+        """What these tensors' storages turned out to be, and whose they are if not of the module that made them."""
 
     @abstractmethod
     def mark_live_temporaries(self, role: Role) -> None:

@@ -75,6 +75,10 @@ class KnownValues:
         """Values that may not be computed yet, by the storages that they are to be computed from."""
         self._lost: dict[int, Any] = {}
         """Storages of values that something unknown was written into, by address; kept, so that these stay valid."""
+        self.batch_was_read = False
+        """Whether anything was asked for that may depend on what the batch holds."""
+        self._is_mixed = False
+        """Whether the batch had a part in a change in place, so that from then on every value may depend on it."""
 
     def give(self, tensor: torch.Tensor, values: torch.Tensor, *, of_the_batch: bool = False) -> None:
         """Let a tensor of the job have the values of the user's, which is not changed; of large ones none are kept."""
@@ -94,6 +98,8 @@ class KnownValues:
     def of(self, tensor: Any) -> torch.Tensor | None:
         """The values of a tensor, on the CPU; None where they are not known."""
         value = _value(tensor)
+        if value is not None and (value.of_the_batch or self._is_mixed):
+            self.batch_was_read = True
         known = None if value is None else value.tensor()
         return None if known is None or known.untyped_storage()._cdata in self._lost else known
 
@@ -110,6 +116,7 @@ class KnownValues:
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor) and self._is_on_gpu(leaf)]
         is_known = self._is_known(func, given, made)
         if func._schema.is_mutable:
+            self._is_mixed = self._is_mixed or any(map(self.is_of_the_batch, given))
             if func not in _ASSUMED_TO_CHANGE_NOTHING:
                 self._change(func, args, kwargs, is_known)
         elif is_known and made:

@@ -39,6 +39,8 @@ class Recorder(TorchDispatchMode, Follower):
         TorchDispatchMode.__init__(self)
         Follower.__init__(self, compute_capability, multiprocessors)
         self.stream = 0
+        self.draws_on_host = False
+        """Whether an operator on the CPU drew random numbers."""
         self._rules: dict[Any, Rule] = rules()
         self._events = array("q")
         self._marks: list[Mark] = [Mark(0, 0, "placement")]
@@ -101,6 +103,7 @@ class Recorder(TorchDispatchMode, Follower):
             return self.run(func, self._adopt_all(func, args, scalars=True), kwargs)
         if kwargs.get("pin_memory"):
             kwargs = {**kwargs, "pin_memory": False}  # needs a GPU, and is no memory of one
+        self.draws_on_host = self.draws_on_host or torch.Tag.nondeterministic_seeded in func.tags
         out = func(*args, **kwargs)
         given: set[int] | None = None
         for tensor in tree_leaves(out):
@@ -240,13 +243,16 @@ class Recorder(TorchDispatchMode, Follower):
 
     # -- roles ------------------------------------------------------------------------------------------------
 
-    def mark_role(self, tensors: Iterable[Any], role: Role) -> None:
-        """What these tensors' storages turned out to be."""
+    def mark_role(self, tensors: Iterable[Any], role: Role, module: str | None = None) -> None:
+        """What these tensors' storages turned out to be, and whose they are if not of the module that made them."""
         for tensor in tensors:
             if type(tensor) is FakeCudaTensor:
                 for storage in storages_of(tensor):
                     if (entry := self._live.get(storage._cdata)) is not None:
                         self._roles[entry[0]] = role
+                        if module is not None:
+                            step, phase, _, *rest = self._places[entry[0]]
+                            self._places[entry[0]] = step, phase, module, *rest
 
     def mark_live_temporaries(self, role: Role) -> None:
         """Everything alive that has no other role gets this one."""
@@ -307,6 +313,8 @@ class Recorder(TorchDispatchMode, Follower):
             tuple(self.assumptions),
             self.convolution_workspace,
             steps,
+            is_repeatable=not self.draws_on_host,
+            reads_batch=self.known.batch_was_read,
         )
 
 

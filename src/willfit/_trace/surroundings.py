@@ -48,6 +48,8 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], None]], ...] = (
     _backend("math_sdp_enabled", "sdp_use_math"),
     _backend("cudnn_sdp_enabled", "sdp_use_cudnn"),
     (gc.get_threshold, lambda v: gc.set_threshold(*v)),
+)
+_RANDOM: tuple[tuple[Callable[[], Any], Callable[[Any], None]], ...] = (
     (torch.get_rng_state, torch.set_rng_state),
     (random.getstate, random.setstate),
 )
@@ -64,7 +66,7 @@ def nothing_left_behind() -> Iterator[None]:
     the same answer wherever it is asked for.
     """
     with ExitStack() as stack:
-        for ask, put in (*_SETTINGS, *_numpy()):
+        for ask, put in (*_SETTINGS, *_random()):
             stack.callback(_put_back, ask, put, _answer(ask))
         for name in _GLOBAL_HOOKS:
             _keep_hooks(vars(sys.modules[name]), stack)
@@ -85,6 +87,57 @@ def nothing_left_behind() -> Iterator[None]:
         yield
 
 
+def settings_in_force() -> tuple[Any, ...]:
+    """What torch is set to, as far as a training step may depend on it."""
+    return (
+        *(_answer(ask) for ask, _ in _SETTINGS),
+        torch.get_default_device(),
+        *(torch.get_autocast_dtype(kind) for kind in _KINDS),
+        torch._C._get_math_sdp_allow_fp16_bf16_reduction(),
+        *torch._C._get_sdp_priority_order(),
+    )
+
+
+def global_hooks() -> list[Any]:
+    """The hooks that apply to every module and every optimizer."""
+    return [
+        value for name in _GLOBAL_HOOKS for key, value in vars(sys.modules[name]).items() if key.startswith("_global_")
+    ]
+
+
+def callers_hooks_stay() -> bool:
+    """Whether the caller's hooks on saved tensors stay in force in a trace: torch 2.6 tells nobody which they are."""
+    if hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):
+        return False
+    with torch.inference_mode(False), torch.enable_grad():
+        product: Any = torch.ones((), requires_grad=True).square()
+    try:
+        product.grad_fn._raw_saved_self.register_hooks(lambda packed: packed, lambda packed: packed)
+    except RuntimeError:  # there are hooks already
+        return True
+    return False
+
+
+class Dice:
+    """Tells whether random numbers were drawn on the host since it was made."""
+
+    def __init__(self) -> None:
+        self._before = [(ask, ask()) for ask, _ in _random()]
+
+    def were_cast(self) -> bool:
+        """Whether a generator of torch, Python or NumPy is no longer where it was."""
+        return any(not _is_equal(ask(), before) for ask, before in self._before)
+
+
+def _is_equal(now: Any, before: Any) -> bool:
+    if isinstance(now, torch.Tensor):
+        return torch.equal(now, before)
+    if isinstance(now, tuple):
+        return len(now) == len(before) and all(map(_is_equal, now, before))
+    same = now == before
+    return bool(same.all() if hasattr(same, "all") else same)  # a part of NumPy's is an array
+
+
 def _answer(ask: Callable[[], Any]) -> Any:
     try:
         return ask()
@@ -98,9 +151,9 @@ def _put_back(ask: Callable[[], Any], put: Callable[[Any], None], before: Any) -
         put(before)
 
 
-def _numpy() -> list[tuple[Callable[[], Any], Callable[[Any], None]]]:
+def _random() -> list[tuple[Callable[[], Any], Callable[[Any], None]]]:
     numpy = sys.modules.get("numpy")
-    return [] if numpy is None else [(numpy.random.get_state, numpy.random.set_state)]
+    return [*_RANDOM, *([] if numpy is None else [(numpy.random.get_state, numpy.random.set_state)])]
 
 
 def _keep_hooks(namespace: dict[str, Any], stack: ExitStack) -> None:

@@ -29,7 +29,8 @@ class Allocation:
     """0 is placement; the steps count from 1."""
     phase: Phase
     module: str
-    """Path of the module that was running, or whose backward was: ``"model.layers.0.mlp"``; "" outside of all."""
+    """Path of the module that was running, or whose backward was, or whose parameter an optimizer's state is for:
+    ``"model.layers.0.mlp"``; "" outside of all."""
     op: str
     """The operator: ``"aten.mm.default"``."""
     source: str
@@ -87,3 +88,7 @@ class Trace:
     """Whose allocator gets the requests: PyTorch's caching one, or the CPU's, which gives what it is asked for."""
     engine: Engine = "symbolic"
     """What followed the job: the rules on fake tensors, or PyTorch's own CUDA code on an emulated GPU."""
+    is_repeatable: bool = True
+    """False where the job drew random numbers on the host, so that it may go another way the next time."""
+    reads_batch: bool = True
+    """False where nothing asked what the batch holds, so that the job goes the same way whatever that is."""

@@ -162,7 +162,7 @@ class _Meter(Follower):
     def leave_module(self) -> None:
         """Nothing."""
 
-    def mark_role(self, tensors: Iterable[Any], role: Role) -> None:
+    def mark_role(self, tensors: Iterable[Any], role: Role, module: str | None = None) -> None:
         """Nothing: roles are not measured."""
 
     def mark_live_temporaries(self, role: Role) -> None:

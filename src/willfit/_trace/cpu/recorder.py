@@ -187,13 +187,16 @@ class CpuRecorder(TorchDispatchMode, Follower):
 
     # -- where the job is -------------------------------------------------------------------------------------
 
-    def mark_role(self, tensors: Iterable[Any], role: Role) -> None:
-        """What these tensors' storages turned out to be."""
+    def mark_role(self, tensors: Iterable[Any], role: Role, module: str | None = None) -> None:
+        """What these tensors' storages turned out to be, and whose they are if not of the module that made them."""
         for tensor in tensors:
             if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided:
                 entry = self._live.get(tensor.untyped_storage()._cdata)
                 if entry is not None:
                     self._roles[entry[0]] = role
+                    if module is not None:
+                        step, phase, _, *rest = self._places[entry[0]]
+                        self._places[entry[0]] = step, phase, module, *rest
 
     def mark_live_temporaries(self, role: Role) -> None:
         """Everything alive that has no other role gets this one."""
