@@ -159,7 +159,7 @@ KEPT = {"forty": 40, "twenty": 20, "ten": 10}
 
 
 def throwing_away(name: str, disruption: Any = "same results") -> Callable[[Any], list[Change]]:
-    change = Change(title=name, disruption=disruption, cost="nothing", code=f"del model.{name}")
+    change = Change(name=name, title=name, disruption=disruption, cost="nothing", code=f"del model.{name}")
     return lambda situation: [change]
 
 
@@ -260,7 +260,7 @@ def test_a_remedy_that_fails_hides_no_other(only: Callable[..., None]) -> None:
         raise NotApplicable("not on Mondays")
 
     def bad_code(situation: Any) -> list[Change]:
-        return [Change(title="bad code", disruption="slower", cost="none", code="model.no_such_method()")]
+        return [Change(name="bad", title="bad code", disruption="slower", cost="none", code="model.no_such_method()")]
 
     only("optimizer", broken=broken, nothing=nothing, bad=bad_code)
     advice = willfit.advise(*job(), on=card(140))
@@ -314,12 +314,20 @@ def test_it_is_plain_data(advice: willfit.Advice) -> None:
     assert found["options"][0]["saved"] == advice.footprint.peak_reserved - found["options"][0]["peak_reserved"]
 
 
-def test_shares_are_the_bill_divided(advice: willfit.Advice) -> None:
-    bill = advice.footprint.bill
-    of_eight = {share.stage: share.size for share in advice.shares if share.gpus == 8}
-    rest = advice.footprint.peak_allocated - bill["optimizer states"] - bill["gradients"] - bill["parameters"]
-    assert of_eight[1] == rest + bill["gradients"] + bill["parameters"] + -(-bill["optimizer states"] // 8)
-    assert of_eight[3] == rest + -(-(bill["optimizer states"] + bill["gradients"] + bill["parameters"]) // 8)
+def test_shares_are_what_each_of_several_gpus_holds(only: Callable[..., None]) -> None:
+    only()
+    # 64 MiB of weights, on a batch of next to nothing: at the peak there are weights, momentum and gradients
+    model = nn.Linear(4096, 4096, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9, foreach=False)
+    advice = willfit.advise(
+        model, optimizer, torch.zeros(1, 4096), loss=lambda model, x: model(x).sum(), on=card(4), combine=False
+    )
+    sizes = {(share.stage, share.gpus): share.size for share in advice.shares}
+    rest = advice.footprint.peak_allocated - 3 * 64 * MIB
+    for gpus in (2, 4, 8):
+        assert sizes[1, gpus] == pytest.approx(2 * 64 * MIB + 64 * MIB / gpus + rest, abs=64 * 1024)
+        assert sizes[2, gpus] == pytest.approx(64 * MIB + 2 * 64 * MIB / gpus + rest, abs=64 * 1024)
+        assert sizes[3, gpus] == pytest.approx(3 * 64 * MIB / gpus + rest, abs=64 * 1024)
 
 
 def test_the_text_has_80_columns(advice: willfit.Advice) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from willfit._largest import Largest, largest_batch, largest_sequence
     from willfit._predict import predict
     from willfit._replay import PhasePeak
+    from willfit._sweep import Sweep, sweep
     from willfit._verify.verification import Measurement, Verification
     from willfit._verify.verifier import JobToVerify, Verifier
     from willfit._verify.verify import verify
@@ -42,6 +43,7 @@ __all__ = [
     "Largest",
     "Measurement",
     "PhasePeak",
+    "Sweep",
     "TargetError",
     "TraceError",
     "UnavailableError",
@@ -61,6 +63,7 @@ __all__ = [
     "largest_batch",
     "largest_sequence",
     "predict",
+    "sweep",
     "verify",
     "watch",
 ]
@@ -77,6 +80,7 @@ _HOMES = {
     "Largest": "_largest",
     "Measurement": "_verify.verification",
     "PhasePeak": "_replay",
+    "Sweep": "_sweep",
     "TargetError": "_errors",
     "TraceError": "_errors",
     "UnavailableError": "_errors",
@@ -94,6 +98,7 @@ _HOMES = {
     "largest_batch": "_largest",
     "largest_sequence": "_largest",
     "predict": "_predict",
+    "sweep": "_sweep",
     "verify": "_verify.verify",
     "watch": "_verify.watch",
 }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from willfit._devices import Device
 from willfit._footprint import Footprint, Verdict
+from willfit._trace.trace import Trace, Transfers
 
 if TYPE_CHECKING:
     from willfit._remedies.remedy import Disruption
@@ -35,6 +36,8 @@ class Option:
     """Variables to set before Python starts."""
     footprint: Footprint
     """The changed job's prediction."""
+    transfers: Transfers | None
+    """What each step moves between the host and the GPU more than before; None where that is not known."""
     saved: int
     """Bytes of reserved memory that the job needs less at its peak; negative if it needs more."""
 
@@ -48,6 +51,17 @@ class Option:
         """Whether the changed job fits, tightly perhaps."""
         return self.footprint.verdict in ("fits", "tight")
 
+    @property
+    def transfer_seconds(self) -> float | None:
+        """What these transfers take at the least in each step, by the rating of the GPU's link, which works both ways
+        at once; None where nothing is moved, or the link is not known.
+        """
+        bandwidth = None if self.footprint.device is None else self.footprint.device.host_bandwidth
+        if self.transfers is None or bandwidth is None:
+            return None
+        more = max(self.transfers.to_host, self.transfers.to_gpu) + self.transfers.paged
+        return more / bandwidth if more > 0 else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
@@ -59,6 +73,8 @@ class Option:
             "missing": list(self.missing),
             "environment": dict(self.environment),
             "saved": self.saved,
+            "transfers": None if self.transfers is None else asdict(self.transfers),
+            "transfer_seconds": self.transfer_seconds,
             "verdict": self.verdict,
             "peak_allocated": self.footprint.peak_allocated,
             "peak_reserved": self.footprint.peak_reserved,
@@ -68,7 +84,11 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What each of several GPUs would hold, were the job sharded. Arithmetic on the bill, not a trace."""
+    """What each of several GPUs would hold, were the job sharded: arithmetic on the trace of one GPU.
+
+    ZeRO's stages divide the optimizer states and what the optimizer step takes besides, then the gradients too, then
+    the parameters. Not counted is what communication takes, and the layers that stage 3 puts together to run them.
+    """
 
     gpus: int
     stage: int
@@ -120,12 +140,23 @@ class Advice:
 
 
 def shares(footprint: Footprint, device: Device, gpus: tuple[int, ...] = (2, 4, 8)) -> tuple[Share, ...]:
-    """What ZeRO leaves on each GPU: optimizer states, gradients and parameters divided, everything else as it is."""
-    found = []
-    sharded = 0
-    for stage, role in enumerate(("optimizer states", "gradients", "parameters"), start=1):
-        sharded += footprint.bill[role]  # type: ignore[index]
-        for count in gpus:
-            size = footprint.peak_allocated - sharded + -(-sharded // count)
-            found.append(Share(count, stage, size, size <= device.capacity))
-    return tuple(found)
+    """What ZeRO leaves on each GPU: the traced tensors, of which it divides some, and the most of them at one time."""
+    return tuple(
+        Share(count, stage, size, size <= device.capacity)
+        for stage in (1, 2, 3)
+        for count in gpus
+        for size in [_most_of_a_share(footprint._trace, stage, count)]
+    )
+
+
+def _most_of_a_share(trace: Trace, stage: int, gpus: int) -> int:
+    sharded = ("optimizer states", "gradients", "parameters")[:stage]
+    held = most = 0
+    for event in trace.events:
+        if event:
+            allocation = trace.allocations[abs(event) - 1]
+            of_optimizer = allocation.phase == "optimizer step" and allocation.role == "temporaries"
+            size = -(-allocation.size // gpus) if of_optimizer or allocation.role in sharded else allocation.size
+            held += size if event > 0 else -size
+            most = max(most, held)
+    return most

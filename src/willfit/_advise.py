@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 from willfit._advice import Advice, Option, shares
-from willfit._allocator_settings import AllocatorSettings
-from willfit._changing import Job, copied, quiet
+from willfit._changing import Job
 from willfit._devices import Device, all_devices, resolve_device
-from willfit._errors import UsageError, WillfitError
-from willfit._footprint import Footprint, footprint_of
+from willfit._errors import UsageError
+from willfit._footprint import Footprint
 from willfit._parallel import each_of
-from willfit._predict import check_engine, followed
-from willfit._remedies import remedies
-from willfit._remedies.applying import applied, code_of
-from willfit._remedies.remedy import DISRUPTIONS, Change, NotApplicable, Situation
-from willfit._trace.trace import Engine
+from willfit._predict import check_engine
+from willfit._remedies.applying import code_of
+from willfit._remedies.remedy import DISRUPTIONS, Change
+from willfit._trace.trace import Engine, Transfers
+from willfit._trials import Trials, proposals
 
 if TYPE_CHECKING:
     import torch
@@ -89,67 +85,11 @@ def advise(
     if device is None:
         raise UsageError('advice is for a GPU, and none is here: name one as in advise(..., on="T4")')
     job = Job(model, optimizer, batch, step, loss)
-    trials = _Trials(job, device, steps, engine)
+    trials = Trials(job, device, steps, engine)
     progress(f"following the job as it is on {device.name}")
     before = trials.footprint((), steps)
-    proposed, not_applicable = _proposals(job, before, device)
+    proposed, not_applicable = proposals(job, device, lambda: before)
     return _Search(trials, before, proposed, not_applicable, progress).advice(combine)
-
-
-# -- what remedies propose ---------------------------------------------------------------------------------------------
-
-
-def _proposals(job: Job, footprint: Footprint, device: Device) -> tuple[dict[str, list[Change]], list[tuple[str, str]]]:
-    proposed: dict[str, list[Change]] = {}
-    reasons: list[tuple[str, str]] = []
-    with quiet(), copied(job) as copy:
-        situation = Situation(copy, footprint, device)
-        for name, remedy in remedies().items():
-            try:
-                proposed[name] = list(remedy(situation))
-            except NotApplicable as reason:
-                reasons.append((name, str(reason)))
-            except ImportError as error:
-                reasons.append((name, f"{error.name or 'a package'} is not installed"))
-            except Exception as error:  # one remedy that fails must not hide the others
-                reasons.append((name, f"{type(error).__name__}: {error}"))
-    return proposed, reasons
-
-
-# -- what becomes of the job -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Trials:
-    """Predicts changed copies of a job."""
-
-    job: Job
-    device: Device
-    steps: int
-    engine: Engine
-
-    def footprint(self, changes: Sequence[Change], steps: int) -> Footprint:
-        """The prediction of the job with these changes."""
-        environment = {name: value for change in changes for name, value in change.environment.items()}
-        with patch.dict(os.environ, environment), quiet(), copied(self.job) as copy:
-            settings = AllocatorSettings.from_environment()
-            changed = applied(copy, changes)
-            parts = changed.model, changed.optimizer, changed.batch, changed.step
-            trace = followed(*parts, loss=changed.loss, device=self.device, steps=steps, engine=self.engine)
-        return footprint_of(trace, self.device, settings)
-
-    def attempt(self, changes: Sequence[Change], steps: int) -> Footprint | str:
-        """The prediction, or why there is none."""
-        try:
-            return self.footprint(changes, steps)
-        except NotApplicable as reason:
-            return str(reason)
-        except WillfitError as error:
-            return str(error).split("\n")[0]
-        except ImportError as error:
-            return f"{error.name or 'a package'} is not installed"
-        except Exception as error:
-            return f"{type(error).__name__}: {error}".split("\n")[0]
 
 
 class _Search:
@@ -157,7 +97,7 @@ class _Search:
 
     def __init__(
         self,
-        trials: _Trials,
+        trials: Trials,
         before: Footprint,
         proposed: dict[str, list[Change]],
         not_applicable: list[tuple[str, str]],
@@ -268,16 +208,21 @@ class _Search:
         return [pair for pair in pairs[:_MOST_PAIRS] if self._fits(pair)]
 
     def _ranked(self, fitting: list[_Set]) -> list[_Set]:
-        """The least disruptive first, then the shortest, then the rest; among equals as the remedies proposed them."""
+        """The least disruptive first, then the shortest, then others, of different kinds before more of the same."""
         order = {id(change): number for number, change in enumerate(self._changes)}
 
         def gentleness(changes: _Set) -> tuple[int, int, list[int]]:
             disruption = DISRUPTIONS.index(_disruption(changes))
             return disruption, len(changes), sorted(order[id(change)] for change in changes)
 
+        def kinds(changes: _Set) -> frozenset[str]:
+            return frozenset(self._kind_of[id(change)] for change in changes)
+
         found = sorted(fitting, key=gentleness)
         shortest = min(found, key=lambda changes: (len(changes), gentleness(changes)), default=())
-        return list({_key(changes): changes for changes in (*found[:1], shortest, *found) if changes}.values())
+        different = {kinds(changes): changes for changes in reversed(found)}  # the gentlest of each
+        first = [*found[:1], shortest, *(changes for changes in found if different[kinds(changes)] is changes)]
+        return list({_key(changes): changes for changes in (*first, *found) if changes}.values())
 
     # -- the answer ----------------------------------------------------------------------------------------------
 
@@ -301,6 +246,7 @@ class _Search:
             missing=tuple(name for change in changes for name in change.missing),
             environment={name: value for change in changes for name, value in change.environment.items()},
             footprint=footprint,
+            transfers=_more(self._before.transfers, footprint.transfers),
             saved=self._saved(changes),
         )
 
@@ -313,6 +259,12 @@ class _Search:
         """GPUs of the catalogue that the job fits, taking it that their kernels need what those of this one do."""
         larger = [each for each in all_devices() if each.capacity > self._trials.device.capacity]
         return tuple(each.name for each in larger if self._before.on(each).verdict == "fits")
+
+
+def _more(before: Transfers | None, after: Transfers | None) -> Transfers | None:
+    if before is None or after is None:
+        return None
+    return Transfers(*(getattr(after, name) - getattr(before, name) for name in Transfers.__slots__))
 
 
 def _key(changes: Iterable[Change]) -> frozenset[int]:

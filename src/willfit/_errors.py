@@ -8,7 +8,7 @@ WillfitError                what the user gave cannot be predicted; says what wa
 │   └── EmulatorError       the process that ran the job on an emulated GPU ended before it was done
 ├── UnavailableError        an engine or a verifier cannot run on this machine; says what is missing
 ├── VerificationFailed      prediction and measurement disagree; carries .verification
-└── WillNotFit              the prediction: the job does not fit; carries .footprint
+└── WillNotFit              the prediction: the job does not fit; carries .footprint and .advice
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from willfit._advice import Advice
     from willfit._footprint import Footprint
     from willfit._verify.verification import Verification
 
@@ -67,10 +68,12 @@ class WillNotFit(WillfitError):  # noqa: N818 - the verdict itself is the name
     so that nothing swallows it and tries again.
     """
 
-    def __init__(self, message: str, footprint: Footprint) -> None:
+    def __init__(self, message: str, footprint: Footprint, advice: Advice | None = None) -> None:
         super().__init__(message)
         self.footprint = footprint
         """The prediction behind the refusal: the bill, the peaks and where memory runs out."""
+        self.advice = advice
+        """What would make it fit; None where that was not asked for."""
 
-    def __reduce__(self) -> tuple[type[WillNotFit], tuple[str, Footprint]]:
-        return WillNotFit, (self.args[0], self.footprint)
+    def __reduce__(self) -> tuple[type[WillNotFit], tuple[str, Footprint, Advice | None]]:
+        return WillNotFit, (self.args[0], self.footprint, self.advice)

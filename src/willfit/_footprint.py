@@ -11,7 +11,7 @@ from typing import Any, Literal
 from willfit._allocator_settings import AllocatorSettings
 from willfit._devices import Device
 from willfit._replay import OutOfMemoryPlace, PhasePeak, Replay, live_at, phase_peaks, replay
-from willfit._trace.trace import ROLES, Engine, JobSummary, Role, Trace
+from willfit._trace.trace import ROLES, Engine, JobSummary, Role, Trace, Transfers
 
 Verdict = Literal["fits", "tight", "does not fit"]
 
@@ -74,6 +74,11 @@ class Footprint:
     def engine(self) -> Engine:
         """What followed the job: "symbolic", or "emulated" where PyTorch's own CUDA code ran."""
         return self._trace.engine
+
+    @property
+    def transfers(self) -> Transfers | None:
+        """What the last step moves between the host and the GPU; None where the engine does not know."""
+        return self._trace.transfers[-1] if self._trace.transfers else None
 
     @property
     def required(self) -> int:
@@ -140,6 +145,7 @@ class Footprint:
             "retries": self.retries,
             "reserved_at_capacity": self.reserved_at_capacity,
             "convolution_workspace": self.convolution_workspace,
+            "transfers": None if self.transfers is None else _values(self.transfers),
             "bill": dict(self.bill),
             "phases": [
                 {
@@ -154,7 +160,7 @@ class Footprint:
             "modules": [{"module": name, "bytes": size} for name, size in self.modules],
             "sources": [{"source": name, "bytes": size} for name, size in self.sources],
             "timeline": [list(point) for point in self.timeline],
-            "out_of_memory": None if self.out_of_memory is None else _place_dict(self.out_of_memory),
+            "out_of_memory": None if self.out_of_memory is None else _values(self.out_of_memory),
             "assumptions": list(self.assumptions),
         }
 
@@ -190,8 +196,8 @@ def _device_dict(device: Device) -> dict[str, Any]:
     }
 
 
-def _place_dict(place: OutOfMemoryPlace) -> dict[str, Any]:
-    return {name: getattr(place, name) for name in type(place).__slots__}
+def _values(value: OutOfMemoryPlace | Transfers) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in type(value).__slots__}
 
 
 def footprint_of(

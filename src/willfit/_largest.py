@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 What = Literal["batch size", "sequence length"]
 
+SCHEMA = 1
+"""Version of ``Largest.to_dict()``."""
+
 _MOST = 2**20  # samples, or tokens in one
 _TOKENS = 64  # sequences are made longer by as many
 
@@ -51,6 +54,17 @@ class Largest:
     """The job of the next size up, which does not fit."""
     traces: int
     """How often the job was followed to find it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, as docs/schema.md describes them; sizes are bytes."""
+        return {
+            "schema": SCHEMA,
+            "what": self.what,
+            "size": self.size,
+            "traces": self.traces,
+            "footprint": None if self.footprint is None else self.footprint.to_dict(),
+            "beyond": self.beyond.to_dict(),
+        }
 
     def __int__(self) -> int:
         return self.size

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypeVar, overload
 
 from willfit._errors import JobError, UnavailableError, UsageError, WillNotFit
 from willfit._trace.trace import ENGINES, Engine
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from willfit._arguments import Found
     from willfit._devices import Device
+    from willfit._footprint import Footprint
     from willfit._job import Loss
     from willfit._run import Step
     from willfit._verify.verification import Verification
@@ -46,6 +47,7 @@ def guard(
     on: str | int | Device | torch.device | None = None,
     capacity: str | int | None = None,
     action: Literal["raise", "warn"] = "raise",
+    advise: bool = True,
     steps: int = 3,
     step: Step | None = None,
     loss: Loss | None = None,
@@ -63,6 +65,7 @@ def guard(
     on: Any = None,
     capacity: Any = None,
     action: Any = "raise",
+    advise: Any = True,
     steps: Any = 3,
     step: Any = None,
     loss: Any = None,
@@ -85,6 +88,7 @@ def guard(
             GPU that this process would use when the function is called.
         capacity: what the allocator may hold, in bytes or as "14 GiB", in place of the device's own figure.
         action: "raise" `WillNotFit`, or "warn" with a `WillfitWarning` and run on.
+        advise: with the refusal, say what would make the job fit: each change is predicted, which may take a minute.
         steps: how many optimizer steps to predict.
         step: ``step(model, optimizer, batch)``, one whole optimisation step; without it the loss, backward,
             ``optimizer.step()``, ``optimizer.zero_grad()``.
@@ -101,7 +105,7 @@ def guard(
     Raises:
         UsageError: when decorating, for an option that cannot be; when called, for arguments that leave it open what
             the job is, or if no GPU is named and none is here.
-        WillNotFit: when called; carries ``footprint``.
+        WillNotFit: when called; carries ``footprint`` and ``advice``.
         JobError: when called and the job could not be predicted (a warning with action="warn").
 
     Example:
@@ -117,7 +121,9 @@ def guard(
         Traceback (most recent call last):
         willfit._errors.WillNotFit: train() was not run: it will not fit on T4...
     """
-    options = _Options(on, capacity, action, steps, step, loss, engine, verify, tolerance, model, optimizer, batch)
+    options = _Options(
+        on, capacity, action, advise, steps, step, loss, engine, verify, tolerance, model, optimizer, batch
+    )
     return functools.partial(_guarded, options) if function is None else _guarded(options, function)
 
 
@@ -126,6 +132,7 @@ class _Options:
     on: Any
     capacity: Any
     action: Any
+    advise: Any
     steps: Any
     step: Any
     loss: Any
@@ -139,6 +146,8 @@ class _Options:
     def __post_init__(self) -> None:
         if self.action not in _ACTIONS:
             raise UsageError(f'action must be "raise" or "warn": found {self.action!r}')
+        if not isinstance(self.advise, bool):
+            raise UsageError(f"advise must be True or False: found {self.advise!r}")
         if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
             raise UsageError(f"steps must be a number of optimizer steps, 1 or more: found {self.steps!r}")
         for name in ("step", "loss"):
@@ -286,15 +295,34 @@ class _Check:
                 " Optimizer states are not counted: if there will be some, pass the optimizer, or make it in step=."
             )
         if footprint.verdict == "does not fit" and action == "raise":
-            raise WillNotFit(
-                f"{self._name} was not run: it will not fit on {device.name}. {notes}\n\n{footprint}", footprint
-            )
+            self._refuse(found, device, footprint, notes)
         if footprint.verdict != "fits":
             verdict = "will not fit" if footprint.verdict == "does not fit" else "is a tight fit"
             warnings.warn(f"{self._name} {verdict} on {device.name}. {notes}\n\n{footprint}", WillfitWarning, 3)
         elif stateless:
             warnings.warn(f"{self._name} fits on {device.name}. {notes}", WillfitWarning, 3)
         return _Call(args, kwargs, self._verified(found, device))
+
+    def _refuse(self, found: Found, device: Device, footprint: Footprint, notes: str) -> NoReturn:
+        options = self._options
+        message = f"{self._name} was not run: it will not fit on {device.name}. {notes}\n\n{footprint}"
+        advice = None
+        if options.advise:
+            from willfit._advise import advise
+            from willfit._commands.streams import progress_line
+
+            with progress_line() as progress:
+                advice = advise(
+                    *(found.model, found.optimizer, found.batch, options.step),
+                    loss=options.loss,
+                    on=device,
+                    capacity=options.capacity,
+                    steps=options.steps,
+                    engine=options.engine,
+                    progress=progress,
+                )
+            message += f"\n\n{advice}"
+        raise WillNotFit(message, footprint, advice)
 
     def _verified(self, found: Found, device: Device) -> AbstractContextManager[Any]:
         """Verify now, and warn of what differs; or return what will, while the function runs."""

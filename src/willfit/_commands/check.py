@@ -22,6 +22,7 @@ from willfit._commands.streams import Progress, progress_line, say, stdout_as_st
 from willfit._render.paper import colour_wanted
 
 if TYPE_CHECKING:
+    from willfit._advice import Advice
     from willfit._footprint import Footprint
     from willfit._which_fit import Answer
 
@@ -45,6 +46,17 @@ def add(commands: Any) -> None:
     add_capacity(parser)
     add_steps(parser)
     add_engine(parser)
+    parser.add_argument(
+        "--advise",
+        action=argparse.BooleanOptionalAction,
+        help="say what would make it fit, or take less (by default where it does not fit)",
+    )
+    parser.add_argument("--all", action="store_true", help="of the advice show everything, and not three options")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument(
+        "--max-batch", action="store_true", help="find the largest batch that fits, in place of predicting this one"
+    )
+    sizes.add_argument("--max-seq-len", action="store_true", help="find the longest sequences that fit, likewise")
     parser.add_argument("--strict", action="store_true", help="a tight fit does not count as one: exit code 1")
     add_format(parser)
     parser.set_defaults(run=_run)
@@ -52,16 +64,22 @@ def add(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     as_json = arguments.format == "json"
+    if arguments.max_batch or arguments.max_seq_len:
+        return _largest(arguments, as_json)
     with stdout_as_stderr() if as_json else nullcontext(), progress_line() as progress:
-        footprint, answers = _predict(arguments, progress)
+        footprint, answers, advice = _predict(arguments, progress)
     if footprint is None:
         return _print_answers(answers, as_json, arguments.strict)
     if as_json:
-        write_json(footprint.to_dict())
+        write_json(footprint.to_dict() | ({} if advice is None else {"advice": advice.to_dict()}))
     else:
+        from willfit._render.advice import advice_text
         from willfit._render.text import bill_text
 
-        write(bill_text(footprint, color=colour_wanted(sys.stdout)))
+        color = colour_wanted(sys.stdout)
+        write(bill_text(footprint, color=color))
+        if advice is not None:
+            write("\n" + advice_text(advice, everything=arguments.all, color=color))
     if footprint.verdict == "tight":
         from willfit._render.sentences import tightness
 
@@ -69,15 +87,17 @@ def _run(arguments: argparse.Namespace) -> int:
     return _exit_code([footprint.verdict], arguments.strict)
 
 
-def _predict(arguments: argparse.Namespace, progress: Progress) -> tuple[Footprint | None, tuple[Answer, ...]]:
-    """The footprint on the GPU that is asked for or here; without one, the answers for all."""
+def _predict(
+    arguments: argparse.Namespace, progress: Progress
+) -> tuple[Footprint | None, tuple[Answer, ...], Advice | None]:
+    """The footprint on the GPU that is asked for or here, with advice; without one, the answers for all."""
     from willfit._devices import all_devices, resolve_device
     from willfit._target import imported
     from willfit._which_fit import which_fit
 
     device = resolve_device(arguments.on, arguments.capacity)  # a wrong --on is refused before anything is imported
     steps = arguments.steps
-    if arguments.engine == "emulated":
+    if arguments.engine == "emulated" and not arguments.advise:
         from willfit._predict import predict_target
 
         def of_target(on: Any) -> Footprint:
@@ -85,17 +105,55 @@ def _predict(arguments: argparse.Namespace, progress: Progress) -> tuple[Footpri
 
         if device is not None:
             progress(f"running {steps} steps on an emulated {device.name}")
-            return of_target(arguments.on), ()
-        return None, which_fit(of_target, all_devices(), progress)
+            return of_target(arguments.on), (), None
+        return None, which_fit(of_target, all_devices(), progress), None
     progress(f"importing {arguments.target}")
     with imported(arguments.target) as build:
         job = build()
         from willfit._predict import predict
 
-        if device is not None:
-            progress(f"following {steps} steps as on {device.name}")
-            return predict(*job, on=arguments.on, capacity=arguments.capacity, steps=steps), ()
-        return None, which_fit(lambda on: predict(*job, on=on, steps=steps), all_devices(), progress)
+        if device is None:
+            return None, which_fit(lambda on: predict(*job, on=on, steps=steps), all_devices(), progress), None
+        options: dict[str, Any] = {"capacity": arguments.capacity, "steps": steps, "engine": arguments.engine}
+        progress(f"following {steps} steps as on {device.name}")
+        footprint = predict(*job, on=arguments.on, **options)
+        if arguments.advise is False or (arguments.advise is None and footprint.verdict != "does not fit"):
+            return footprint, (), None
+        from willfit._advise import advise
+
+        return footprint, (), advise(*job, on=arguments.on, progress=progress, **options)
+
+
+def _largest(arguments: argparse.Namespace, as_json: bool) -> int:
+    from willfit._devices import resolve_device
+    from willfit._errors import UsageError
+    from willfit._target import imported
+
+    if resolve_device(arguments.on, arguments.capacity) is None:
+        option = "--max-batch" if arguments.max_batch else "--max-seq-len"
+        raise UsageError(f"{option} is for a GPU, and none is here: name one as in --on T4")
+    with stdout_as_stderr() if as_json else nullcontext(), progress_line() as progress:
+        progress(f"importing {arguments.target}")
+        with imported(arguments.target) as build:
+            job = build()
+            from willfit._largest import largest_batch, largest_sequence
+
+            progress("following the job with batches of several sizes")
+            find = largest_batch if arguments.max_batch else largest_sequence
+            found = find(
+                *job,
+                on=arguments.on,
+                capacity=arguments.capacity,
+                steps=arguments.steps,
+                engine=arguments.engine,
+            )
+    if as_json:
+        write_json(found.to_dict())
+    else:
+        from willfit._render.largest import largest_text
+
+        write(largest_text(found, color=colour_wanted(sys.stdout)))
+    return FITS if found.size else DOES_NOT_FIT
 
 
 def _print_answers(answers: tuple[Answer, ...], as_json: bool, strict: bool) -> int:

@@ -20,17 +20,22 @@ def allocator(situation: Situation) -> Iterator[Change]:
     if gaps < _LEAST_GAPS * footprint.peak_reserved:
         raise NotApplicable("there are hardly any gaps between blocks")
     yield _change(
-        "segments that grow", "expandable_segments:True", "the same results; not on Windows, and not with every driver"
+        "expandable-segments",
+        "segments that grow",
+        "expandable_segments:True",
+        "the same results; not on Windows, and not with every driver",
     )
     yield _change(
+        "max-split-size",
         "no cutting of large blocks",
         "max_split_size_mb:128",
         "the same results; memory is asked of the driver more often",
     )
 
 
-def _change(title: str, setting: str, cost: str) -> Change:
+def _change(name: str, title: str, setting: str, cost: str) -> Change:
     return Change(
+        name=name,
         title=title,
         disruption="same results",
         cost=cost,

@@ -38,6 +38,8 @@ def code_of(job: Job, changes: Sequence[Change]) -> str:
     lines = [line for part in parts for line in (*part.split("\n"), "")]
     imports = sorted({line for line in lines if line.startswith(("import ", "from "))})
     rest = [line for line in lines if not line.startswith(("import ", "from "))]
+    if "torch." in "\n".join(rest):
+        imports = ["import torch", *imports]
     text = "\n".join([*imports, "", *rest] if imports else rest).strip("\n")
     while "\n\n\n" in text:
         text = text.replace("\n\n\n", "\n\n")

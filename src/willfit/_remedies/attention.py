@@ -19,6 +19,7 @@ def attention(situation: Situation) -> Iterator[Change]:
     if not getattr(model, "_supports_sdpa", False) or not hasattr(model, "set_attn_implementation"):
         raise NotApplicable(f"{type(model).__name__} has its own attention only")
     yield Change(
+        name="sdpa",
         title="attention by scaled_dot_product_attention",
         disruption="same results",
         cost="the same results, up to rounding, and faster",

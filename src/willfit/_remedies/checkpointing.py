@@ -22,13 +22,15 @@ def checkpointing(situation: Situation) -> Iterator[Change]:
     else:
         path = repeated_blocks(model)
         every, second = (_AROUND_BLOCKS.format(blocks=f"model.{path}{part}") for part in ("", "[::2]"))
-    yield _change("activation checkpointing of every second block", "every second block", 15, second)
-    yield _change("activation checkpointing", "all blocks", 30, every)
+    yield _change(
+        "checkpointing-half", "activation checkpointing of every second block", "every second block", 15, second
+    )
+    yield _change("checkpointing", "activation checkpointing", "all blocks", 30, every)
 
 
-def _change(title: str, what: str, percent: int, code: str) -> Change:
+def _change(name: str, title: str, what: str, percent: int, code: str) -> Change:
     # A forward pass is a third of the work of a step, as backward takes two products of matrices for one in forward.
-    return Change(title=title, disruption="slower", cost=_COST.format(what, percent), code=code, order=50)
+    return Change(name=name, title=title, disruption="slower", cost=_COST.format(what, percent), code=code, order=50)
 
 
 def repeated_blocks(model: nn.Module) -> str:

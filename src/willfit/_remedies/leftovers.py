@@ -12,6 +12,7 @@ def gradients_set_to_none(situation: Situation) -> Iterator[Change]:
     if situation.job.step is None or situation.job.optimizer is None:
         raise NotApplicable("gradients are set to None already")
     yield Change(
+        name="set-to-none",
         title="gradients set to None after the step",
         disruption="same results",
         cost="the same results",
@@ -25,6 +26,7 @@ def outputs_dropped(situation: Situation) -> Iterator[Change]:
     if situation.job.step is None:
         raise NotApplicable("the step returns nothing")
     yield Change(
+        name="drop-outputs",
         title="outputs dropped at the end of the step",
         disruption="same results",
         cost="the same results; return loss.item() if the loop wants the number",

@@ -12,20 +12,22 @@ from willfit._remedies.remedy import Change, NotApplicable, Situation
 ADAPTERS = "adapters"
 """The kind of changes that put them in."""
 
-_RANKS = (64, 16, 8)
-
 
 def lora(situation: Situation) -> Iterator[Change]:
     """Several ranks, then variants of the middle one: rank-stabilised, and with magnitudes of their own (DoRA)."""
     model = situation.job.model
     targets = lora_targets(model)
-    kinds = [(f"LoRA of rank {rank}", f"r={rank}, lora_alpha={2 * rank}") for rank in _RANKS]
-    kinds += [
-        ("rsLoRA of rank 64", "r=64, lora_alpha=16, use_rslora=True"),
-        ("DoRA of rank 16", "r=16, lora_alpha=32, use_dora=True"),
+    kinds = [
+        (name, f"LoRA of rank {rank}", f"r={rank}, lora_alpha={2 * rank}")
+        for name, rank in (("lora-64", 64), ("lora", 16), ("lora-8", 8))
     ]
-    for title, options in kinds:
+    kinds += [
+        ("rslora", "rsLoRA of rank 64", "r=64, lora_alpha=16, use_rslora=True"),
+        ("dora", "DoRA of rank 16", "r=16, lora_alpha=32, use_dora=True"),
+    ]
+    for name, title, options in kinds:
         yield Change(
+            name=name,
             title=title,
             disruption="trains otherwise",
             cost="the weights stay as they are; what is learned has the form of small matrices beside them",

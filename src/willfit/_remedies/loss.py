@@ -20,6 +20,7 @@ def chunked_loss(situation: Situation) -> Iterator[Change]:
     if vocabulary < _LEAST_VOCABULARY:
         raise NotApplicable(f"the vocabulary is small: {vocabulary} tokens")
     yield Change(
+        name="chunked-loss",
         title="cross entropy in chunks of 1024 tokens",
         disruption="same results",
         cost="the same results; the loss is computed twice, which takes little time",

@@ -24,6 +24,7 @@ def microbatch(situation: Situation) -> Iterator[Change]:
         raise NotApplicable(f"{samples} samples cannot be divided into 2 to {_MOST_PARTS} equal parts")
     for count in dict.fromkeys([*counts[: _TRIED - 1], counts[-1]]):
         yield Change(
+            name=f"micro-batches-{count}",
             title=f"{count} micro-batches of {samples // count}",
             disruption="slower",
             cost="the same gradients, up to rounding; smaller products of matrices use the GPU less well" + _norms(job),

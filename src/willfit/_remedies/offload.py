@@ -13,6 +13,7 @@ from willfit._units import format_size
 def activations_on_cpu(situation: Situation) -> Iterator[Change]:
     """What forward saves for backward is copied to the host, and back when it is needed (PyTorch's save_on_cpu)."""
     yield Change(
+        name="offload-activations",
         title="saved activations on the CPU",
         disruption="slower",
         cost="the same results; what forward saves crosses the link to the host twice in each step",
@@ -30,15 +31,22 @@ def paged_optimizer(situation: Situation) -> Iterator[Change]:
         raise NotApplicable(f"there is no paged {type(own).__name__}")
     group = own.param_groups[0]
     settings = call(TRAINABLE, lr=group["lr"], weight_decay=group.get("weight_decay", 0))
-    for title, name, disruption, cost in (
-        ("paged AdamW", "PagedAdamW32bit", "slower", "the same results, up to rounding"),
-        ("paged 8-bit AdamW", "PagedAdamW8bit", "trains otherwise", "averages of 8 bits for each block"),
+    for name, title, cls, disruption, cost in (
+        ("paged-adamw", "paged AdamW", "PagedAdamW32bit", "slower", "the same results, up to rounding"),
+        (
+            "paged-adamw8bit",
+            "paged 8-bit AdamW",
+            "PagedAdamW8bit",
+            "trains otherwise",
+            "averages of 8 bits by blocks",
+        ),
     ):
         yield Change(
+            name=name,
             title=title,
             disruption=disruption,  # type: ignore[arg-type]
             cost=f"{cost}; where states find no room beside the rest, the driver moves them in each step",
-            code=f"import bitsandbytes as bnb\n\noptimizer = bnb.optim.{name}({settings})",
+            code=f"import bitsandbytes as bnb\n\noptimizer = bnb.optim.{cls}({settings})",
             order=70,
             kind=OPTIMIZER,
             packages=("bitsandbytes",),

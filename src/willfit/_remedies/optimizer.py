@@ -21,42 +21,51 @@ def optimizer(situation: Situation) -> Iterator[Change]:
     own = only_optimizer(situation.job.optimizer)
     group = own.param_groups[0]
     takes = inspect.signature(type(own)).parameters
-    is_torchs = getattr(torch.optim, type(own).__name__, None) is type(own)
-    if is_torchs and "fused" in takes and not group.get("fused"):
+    if getattr(torch.optim, type(own).__name__, None) is not type(own):
+        raise NotApplicable(f"what could take the place of {type(own).__name__} is not known")
+    if "fused" in takes and not group.get("fused"):
         yield _change(
+            "fused",
             f"fused {type(own).__name__}",
             "same results",
             "the same results, up to rounding, and faster",
             optimizer_code(own, fused=True, foreach=None),
         )
-    if is_torchs and "foreach" in takes and group.get("foreach") is not False and not group.get("fused"):
+    if "foreach" in takes and group.get("foreach") is not False and not group.get("fused"):
         yield _change(
+            "for-loop",
             f"{type(own).__name__} one parameter at a time",
             "slower",
             "the same results; some hundred kernels more for each optimizer step",
             optimizer_code(own, foreach=False),
         )
-    if is_torchs and situation.job.step is None:
+    if situation.job.step is None:
         yield _change(
+            "in-backward",
             f"{type(own).__name__} within backward",
             "slower",
             "the same results; gradients cannot be accumulated, clipped by their norm or scaled",
             _in_backward(own),
         )
     if type(own).__name__ not in ADAMS:
-        if own.state or not is_torchs:
-            raise NotApplicable(f"what could take the place of {type(own).__name__} is not known")
         return
     lr, decay = group["lr"], group.get("weight_decay", 0)
-    for title, made, cost in (
+    for name, title, made, cost in (
         (
+            "adamw8bit",
             "8-bit AdamW",
             f"AdamW8bit({call(TRAINABLE, lr=lr, weight_decay=decay)})",
             "averages of 8 bits for each block",
         ),
-        ("8-bit Lion", f"Lion8bit({call(TRAINABLE, lr=lr / 3, weight_decay=decay * 3)})", "one average of 8 bits"),
+        (
+            "lion8bit",
+            "8-bit Lion",
+            f"Lion8bit({call(TRAINABLE, lr=lr / 3, weight_decay=decay * 3)})",
+            "one average of 8 bits",
+        ),
     ):
         yield _change(
+            name,
             title,
             "trains otherwise",
             f"{cost}: close to the results with 32 bits",
@@ -64,12 +73,14 @@ def optimizer(situation: Situation) -> Iterator[Change]:
             packages=("bitsandbytes",),
         )
     yield _change(
+        "adafactor",
         "Adafactor",
         "trains otherwise",
         "variances by rows and columns, no momentum: other learning rates suit it",
         f"optimizer = torch.optim.Adafactor({call(TRAINABLE, lr=lr, weight_decay=decay)})",
     )
     yield _change(
+        "sgd",
         "SGD with momentum",
         "trains otherwise",
         "one average for each weight; transformers train worse with it",
@@ -77,8 +88,8 @@ def optimizer(situation: Situation) -> Iterator[Change]:
     )
 
 
-def _change(title: str, disruption: Any, cost: str, code: str, **more: Any) -> Change:
-    return Change(title=title, disruption=disruption, cost=cost, code=code, order=70, kind=OPTIMIZER, **more)
+def _change(name: str, title: str, disruption: Any, cost: str, code: str, **more: Any) -> Change:
+    return Change(name=name, title=title, disruption=disruption, cost=cost, code=code, order=70, kind=OPTIMIZER, **more)
 
 
 def _in_backward(own: torch.optim.Optimizer) -> str:

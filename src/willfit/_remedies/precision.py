@@ -15,11 +15,13 @@ def precision(situation: Situation) -> Iterator[Change]:
     """Autocast, in bf16 where the GPU computes in it, else in fp16 with a scaled loss; then the weights themselves."""
     model, device = situation.job.model, situation.device
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    if torch.float32 not in dtypes:
-        raise NotApplicable("the weights are of 16 bits already")
     has_bf16 = device.compute_capability >= (8, 0)  # before Ampere there is no arithmetic for it
+    if torch.float32 not in dtypes:
+        slow = f"; {device.name} has no arithmetic for bfloat16" if torch.bfloat16 in dtypes and not has_bf16 else ""
+        raise NotApplicable(f"the weights are of 16 bits already{slow}")
     name = "bfloat16" if has_bf16 else "float16"
     yield Change(
+        name="amp",
         title=f"autocast to {name}",
         disruption="trains otherwise",
         cost="matrix products with less exact numbers, and faster; the weights stay in float32"
@@ -31,6 +33,7 @@ def precision(situation: Situation) -> Iterator[Change]:
     )
     if has_bf16:
         yield Change(
+            name="bf16",
             title="weights in bfloat16",
             disruption="trains otherwise",
             cost="updates smaller than 1/256 of a weight are lost in rounding",

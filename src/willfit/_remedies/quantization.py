@@ -14,26 +14,29 @@ from willfit._remedies.lora import ADAPTERS, lora_targets
 from willfit._remedies.remedy import Change, NotApplicable, Situation
 
 _RANK = 16
+_LEAST = {4: (6, 0), 8: (7, 5)}  # by bits: hardware requirements in bitsandbytes' installation guide
 
 
 def quantization(situation: Situation) -> Iterator[Change]:
     """NormalFloat with quantized scales, as in the paper; then 4-bit floats, then 8 bits."""
     model, device = situation.job.model, situation.device
-    if device.compute_capability < (7, 5):
-        raise NotApplicable(f"bitsandbytes needs a GPU of compute capability 7.5, and {device.name} has less")
     if any(hasattr(parameter, "quant_state") or hasattr(parameter, "SCB") for parameter in model.parameters()):
         raise NotApplicable("the weights are quantized already")
     targets = lora_targets(model)
     compute = torch.bfloat16 if device.compute_capability >= (8, 0) else torch.float16
     nf4 = {"bits": 4, "quant_type": "nf4", "double": True, "compute_dtype": compute}
     fp4 = nf4 | {"quant_type": "fp4", "double": False}
-    for title, options, cost in (
-        (f"4-bit weights (NF4, double quantization) with LoRA of rank {_RANK}", nf4, "4 bits"),
-        (f"4-bit weights (FP4) with LoRA of rank {_RANK}", fp4, "4 bits"),
-        (f"8-bit weights with LoRA of rank {_RANK}", {"bits": 8}, "8 bits"),
+    for name, title, options, cost in (
+        ("qlora", f"4-bit weights (NF4, double quantization) with LoRA of rank {_RANK}", nf4, "4 bits"),
+        ("qlora-fp4", f"4-bit weights (FP4) with LoRA of rank {_RANK}", fp4, "4 bits"),
+        ("lora-8bit", f"8-bit weights with LoRA of rank {_RANK}", {"bits": 8}, "8 bits"),
     ):
+        if device.compute_capability < _LEAST[options["bits"]]:
+            major, minor = _LEAST[options["bits"]]
+            raise NotApplicable(f"bitsandbytes needs compute capability {major}.{minor} for it: {device.name} has less")
         adapters = _adapters(situation, targets)
         yield Change(
+            name=name,
             title=title,
             disruption="trains otherwise",
             cost=f"weights are rounded to {cost} and stay as they are; what is learned has the form of small matrices "
@@ -73,7 +76,7 @@ def _loading(model: Any, options: dict[str, Any]) -> str:
     return (
         f"from transformers import BitsAndBytesConfig, {cls}\n\n"
         f"quantization = BitsAndBytesConfig({_config(options)})\n"
-        f'{saved}model = {cls}.from_pretrained("{name}", quantization_config=quantization)\n'
+        f'{saved}model = {cls}.from_pretrained("{name}", dtype={model.dtype}, quantization_config=quantization)\n'
     )
 
 
@@ -101,6 +104,7 @@ for name in layers[:-1]:
     layer = model.get_submodule(name)
     sizes = layer.in_features, layer.out_features, layer.bias is not None
     packed = bnb.nn.{layer}
+    packed = packed.to(layer.weight.dtype)
     packed.load_state_dict(layer.state_dict())
     model.set_submodule(name, packed)
 model.to("cuda")

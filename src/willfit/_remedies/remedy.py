@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal, get_args
 
@@ -22,21 +23,27 @@ class NotApplicable(Exception):  # noqa: N818 - an answer, not an error
     """A remedy has nothing to propose; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Situation:
     """What a remedy may look at before it proposes anything."""
 
     job: Job
     """A copy, on meta: to look at, not to change."""
-    footprint: Footprint
-    """What the job needs as it is."""
     device: Device
+    predict: Callable[[], Footprint]
+
+    @cached_property
+    def footprint(self) -> Footprint:
+        """What the job needs as it is. The first look may take a prediction."""
+        return self.predict()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
     """One way to change a job, as its user would change their code."""
 
+    name: str
+    """A short one, to ask for it by: ``"lora"``."""
     title: str
     """``"LoRA of rank 16"``."""
     disruption: Disruption

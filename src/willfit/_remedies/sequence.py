@@ -21,6 +21,7 @@ def shorter_sequences(situation: Situation) -> Iterator[Change]:
     for shorter in (length // 2, length // 4):
         if shorter >= _SHORTEST:
             yield Change(
+                name=f"sequence-{shorter}",
                 title=f"sequences of {shorter} tokens",
                 disruption="trains otherwise",
                 cost=f"what a text says after {shorter} tokens is not learned from",

@@ -68,12 +68,31 @@ def _option(paper: Paper, number: int, option: Option) -> None:
     paper.paragraph(f"{str(option.verdict).upper()}: needs {needs}, {format_size(option.saved)} less", indent=3)
     for cost in dict.fromkeys(option.costs):
         paper.paragraph(cost, indent=3)
+    if moved := _transfers(option):
+        paper.paragraph(moved, indent=3)
     if option.packages:
         missing = f" (not installed here: pip install {' '.join(option.missing)})" if option.missing else ""
-        paper.paragraph(f"takes {' and '.join(option.packages)}{missing}", indent=3)
+        paper.paragraph(f"takes {', '.join(option.packages)}{missing}", indent=3)
     paper.line()
     for line in option.code.split("\n"):
         paper.verbatim(f"       {line}" if line else "")
+
+
+def _transfers(option: Option) -> str:
+    """What crosses the link in each step, and what that takes: bytes, and a bound on time."""
+    device, transfers, seconds = option.footprint.device, option.transfers, option.transfer_seconds
+    if device is None or transfers is None or seconds is None or device.host_bandwidth is None:
+        return ""
+    parts = [f"{format_size(transfers.to_host)} to the host"] if transfers.to_host > 0 else []
+    parts += [f"{format_size(transfers.to_gpu)} to the GPU"] if transfers.to_gpu > 0 else []
+    parts += [f"up to {format_size(transfers.paged)} each way of pages"] if transfers.paged > 0 else []
+    sentence = (
+        f"moves {' and '.join(parts)} in each step: at least {seconds:.2g} s at the link's "
+        f"{device.host_bandwidth / 1e9:.0f} GB/s"
+    )
+    if device.memory_bandwidth is not None:
+        sentence += f", {device.memory_bandwidth / device.host_bandwidth:.0f} times less than its own memory's"
+    return sentence
 
 
 def _row(option: Option) -> tuple[str, ...]:
@@ -96,7 +115,7 @@ def _elsewhere(paper: Paper, advice: Advice) -> None:
         paper.paragraph(names + (f" and {len(advice.cards) - 5} more" if len(advice.cards) > 5 else ""), indent=2)
     if shares := [share for share in advice.shares if share.fits]:
         least = min(shares, key=lambda share: (share.gpus, share.stage))
-        paper.title("Or on several of this GPU (by arithmetic on the bill, not followed)")
+        paper.title("Or on several of this GPU (by arithmetic on the trace of one)")
         paper.paragraph(
             f"sharded over {least.gpus} of them with ZeRO stage {least.stage}: {format_size(least.size)} of tensors on "
             "each, without what communication takes",

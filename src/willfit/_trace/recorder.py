@@ -18,7 +18,7 @@ from willfit._trace.fake import META, FakeCudaTensor, run_on_meta, storages_of
 from willfit._trace.following import Follower, calling_line, line
 from willfit._trace.kernels import Call, Rule, rules
 from willfit._trace.shapes import shortcut
-from willfit._trace.trace import Allocation, JobSummary, Mark, Phase, Role, Trace
+from willfit._trace.trace import Allocation, JobSummary, Mark, Phase, Role, Trace, Transfers
 
 _CPU = torch.device("cpu")
 
@@ -39,6 +39,10 @@ class Recorder(TorchDispatchMode, Follower):
         TorchDispatchMode.__init__(self)
         Follower.__init__(self, compute_capability, multiprocessors)
         self.stream = 0
+        self._moved: dict[tuple[int, bool], int] = {}
+        """Bytes by step, and whether they went to the host."""
+        self.paged = 0
+        """Bytes of managed memory, beside what the allocator gives."""
         self.draws_on_host = False
         """Whether an operator on the CPU drew random numbers."""
         self._rules: dict[Any, Rule] = rules()
@@ -208,6 +212,10 @@ class Recorder(TorchDispatchMode, Follower):
         if self._sizes[handle]:
             self._events.append(-(handle + 1))
 
+    def moved(self, nbytes: int, *, to_host: bool) -> None:
+        """Data crossed the link between the host and the GPU."""
+        self._moved[self.step, to_host] = self._moved.get((self.step, to_host), 0) + nbytes
+
     def empty_cache(self) -> None:
         """Note a call of torch.cuda.empty_cache()."""
         self._events.append(0)
@@ -313,6 +321,10 @@ class Recorder(TorchDispatchMode, Follower):
             tuple(self.assumptions),
             self.convolution_workspace,
             steps,
+            transfers=tuple(
+                Transfers(self._moved.get((number, True), 0), self._moved.get((number, False), 0), self.paged)
+                for number in range(1, steps + 1)
+            ),
             is_repeatable=not self.draws_on_host,
             reads_batch=self.known.batch_was_read,
         )

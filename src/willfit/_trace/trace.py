@@ -49,6 +49,16 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
+class Transfers:
+    """What crosses the link between the host and the GPU in one step, in bytes."""
+
+    to_host: int = 0
+    to_gpu: int = 0
+    paged: int = 0
+    """Managed memory that the step uses, which the driver moves only where the GPU has no room for it."""
+
+
+@dataclass(frozen=True, slots=True)
 class JobSummary:
     """What kind of job it is, for the sentences of the bill."""
 
@@ -88,6 +98,8 @@ class Trace:
     """Whose allocator gets the requests: PyTorch's caching one, or the CPU's, which gives what it is asked for."""
     engine: Engine = "symbolic"
     """What followed the job: the rules on fake tensors, or PyTorch's own CUDA code on an emulated GPU."""
+    transfers: tuple[Transfers, ...] = ()
+    """Of each step, from the first; empty where the engine does not know them."""
     is_repeatable: bool = True
     """False where the job drew random numbers on the host, so that it may go another way the next time."""
     reads_batch: bool = True

@@ -20,16 +20,15 @@ class PagedMemory:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
-        self._bytes = 0
         self._sentence = ""
 
     def allocate(self, *shape: int, dtype: torch.dtype = torch.float32, device: Any = None) -> torch.Tensor:
         """``bitsandbytes.functional.get_paged``."""
-        self._bytes += math.prod(shape) * dtype.itemsize
+        self._recorder.paged += math.prod(shape) * dtype.itemsize
         self._recorder.assumptions.pop(self._sentence, None)
         self._sentence = (
-            f"paged optimizer states, {format_size(self._bytes)}, lie in managed memory and not in the peaks: the "
-            "driver brings them to the GPU as the optimizer uses them, and moves them to the host where room is short"
+            f"paged optimizer states, {format_size(self._recorder.paged)}, lie in managed memory and not in the peaks: "
+            "the driver brings them to the GPU as the optimizer uses them, and to the host where room is short"
         )
         self._recorder.assume(self._sentence)
         return paged_tensor(shape, dtype)

@@ -59,14 +59,20 @@ def to(own: Callable[..., Any], self: torch.Tensor, *args: Any, **kwargs: Any) -
 @kernel("_to_copy")
 def to_copy(call: Call) -> Any:
     """A copy to the CPU has values by the policy; any other is an allocation on the GPU."""
-    device = call.kwargs.get("device")
+    source, device = call.args[0], call.kwargs.get("device")
     if device is not None and device.type == "cpu":
-        return known_on_cpu(call.recorder, call.args[0], call.kwargs.get("dtype"))
+        call.recorder.moved(source.nbytes, to_host=True)
+        return known_on_cpu(call.recorder, source, call.kwargs.get("dtype"))
+    if not isinstance(source, FakeCudaTensor):
+        call.recorder.moved(source.nbytes, to_host=False)
     return call.run()
 
 
 @kernel("copy_")
 def copy_(call: Call) -> Any:
     """A copy into a CPU tensor changes no memory on the GPU; its values stay what they were."""
-    destination = call.args[0]
-    return call.run() if isinstance(destination, FakeCudaTensor) else destination
+    destination, source = call.args[:2]
+    on_gpu = isinstance(destination, FakeCudaTensor)
+    if on_gpu != isinstance(source, FakeCudaTensor):
+        call.recorder.moved(source.nbytes, to_host=not on_gpu)
+    return call.run() if on_gpu else destination
