@@ -173,6 +173,23 @@ def two_networks() -> tuple[Any, ...]:
     return models, optimizers, pairs(), step, None
 
 
+class Tables(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10_000, 64, sparse=True)
+        self.bags = nn.EmbeddingBag(5_000, 64, sparse=True)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.embed(ids).square().sum() + self.bags(ids % 5_000).sum()
+
+
+def sparse_gradients() -> tuple[Any, ...]:
+    """How many rows they keep is counted in the batch's indices, many of which come more than once."""
+    model = Tables()
+    ids = torch.arange(64 * 40).remainder(500).reshape(64, 40)
+    return model, torch.optim.SparseAdam(list(model.parameters())), ids, None, lambda model, ids: model(ids)
+
+
 def recurrent() -> tuple[Any, ...]:
     network = nn.LSTM(64, 128, 2, bidirectional=True, batch_first=True)
     return network, torch.optim.SGD(network.parameters(), lr=0.1), torch.zeros(4, 20, 64), None, _mean_of_outputs
@@ -184,7 +201,7 @@ def _mean_of_outputs(model: Any, batch: Any) -> Any:
 
 JOBS = [
     *(plain_job, meta_job, convolutions, mixed_precision, accumulation_across_calls),
-    *(checkpointing_and_tied_weights, resumed, two_networks),
+    *(checkpointing_and_tied_weights, resumed, two_networks, sparse_gradients),
 ]
 
 

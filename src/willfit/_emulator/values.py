@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import struct
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -58,6 +59,8 @@ class Answers:
         self.follower = follower
         self._counts: list[int] = []
         """What an operator that is running reads by ``.item()`` inside."""
+        self.indices: dict[int, tuple[Callable[[], Any], torch.Tensor, bool]] = {}
+        """What is known of indices into tables, by their storage, and whether it is of the batch."""
 
     @contextmanager
     def given(self) -> Iterator[None]:
@@ -174,10 +177,26 @@ def _unique(answers: Answers, operator: Operator, tensor: torch.Tensor, *args: A
         return operator(tensor, *args, **kwargs)
 
 
+@_answer("embedding", "_embedding_bag", where=_forward)
+def _embedding(
+    answers: Answers, operator: Operator, weight: torch.Tensor, indices: torch.Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    """Its sparse gradient has these indices, in the same memory: what is known of them is remembered by that."""
+    known, storage = answers.follower.known, indices.untyped_storage()
+    if (found := known.of(indices)) is not None:
+        answers.indices[storage._cdata] = weakref.ref(storage), found, known.is_of_the_batch(indices)
+    return operator(weight, indices, *args, **kwargs)
+
+
 @_answer("_coalesce")
 def _coalesce(answers: Answers, operator: Operator, tensor: torch.Tensor) -> Any:
     """Entries of a sparse tensor that have the same place are added up."""
-    with answers.counts(values.number_unique(answers.follower, tensor._indices(), dim=1)):
+    indices = tensor._indices()
+    storage = indices.untyped_storage()
+    born, found, of_the_batch = answers.indices.get(storage._cdata, (lambda: None, None, False))
+    if found is not None and born() is storage and found.numel() == indices.numel():
+        answers.follower.known.give(indices, found.reshape(indices.shape), of_the_batch=of_the_batch)
+    with answers.counts(values.number_unique(answers.follower, indices, dim=1)):
         return operator(tensor)
 
 
