@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from torch.utils.checkpoint import checkpoint
 import machine
 import willfit
 from willfit import Device, Footprint, JobError, UnavailableError, UsageError, WillNotFit, predict
+
+OWN = torch.Generator()
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled:UserWarning")
 
@@ -258,6 +261,20 @@ def test_values_are_answered_by_one_policy() -> None:
     symbolic, emulated = both(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.zeros(16, 64), step)
     assert emulated.phases == symbolic.phases
     assert set(emulated.assumptions) == set(symbolic.assumptions)
+
+
+@pytest.mark.parametrize(
+    "draw", [None, lambda: random.random(), lambda: torch.rand(3), lambda: torch.rand(3, generator=OWN)]
+)
+def test_a_step_that_draws_on_the_host_is_run_again_and_not_remembered(draw: Any) -> None:
+    def step(model: Any, optimizer: Any, batch: Any) -> None:
+        if draw is not None:
+            draw()
+        nn.functional.dropout(model(batch)).sum().backward()  # on the GPU, where values change no size
+
+    model = nn.Linear(8, 8)
+    footprint = predict(model, None, torch.zeros(4, 8), step, on="T4", engine="emulated", steps=1)
+    assert footprint._trace.is_repeatable == (draw is None)
 
 
 def test_recurrent_networks_of_cudnn_run() -> None:

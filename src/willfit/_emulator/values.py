@@ -24,7 +24,6 @@ from willfit._trace.cuda import values
 from willfit._trace.cuda.conditions import COMPARISONS
 from willfit._trace.cuda.convolution import bound_workspace
 from willfit._trace.cuda.recurrent import CUDNN_ALONE_KNOWS
-from willfit._trace.following import Follower
 from willfit._trace.kernels import argument_of
 
 _Answer = Callable[..., Any]
@@ -55,7 +54,7 @@ class EmulatedFollower(RealFollower):
 class Answers:
     """What is known and, where nothing is, the policy; for one run."""
 
-    def __init__(self, follower: Follower) -> None:
+    def __init__(self, follower: RealFollower) -> None:
         self.follower = follower
         self._counts: list[int] = []
         """What an operator that is running reads by ``.item()`` inside."""
@@ -81,6 +80,8 @@ class Answers:
 
     def _followed(self, answer: _Answer, operator: Operator, *args: Any, **kwargs: Any) -> Any:
         out = self._answered(answer, operator, *args, **kwargs)
+        if torch.Tag.nondeterministic_seeded in operator.func.tags and not getattr(out, "is_cuda", True):
+            self.follower.draws_on_host = True
         self.follower.known.after(operator.func, args, kwargs, out)
         return out
 

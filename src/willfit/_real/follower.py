@@ -31,6 +31,8 @@ class RealFollower(Follower):
         self.before = Before()
         self.recording: Recording | None = None
         """What was recorded; there once `record` was called."""
+        self.draws_on_host = False
+        """Whether an operator on the CPU drew random numbers, as far as operators are met."""
         self._notes: list[Note] = []
         self._placed: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
         """During placement, the storage on the device for each on meta, by its address."""
@@ -164,6 +166,7 @@ class RealFollower(Follower):
             tuple(self.assumptions),
             self.convolution_workspace,
             steps,
+            is_repeatable=not self.draws_on_host,
         )
 
 
