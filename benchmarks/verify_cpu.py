@@ -1,6 +1,6 @@
 """Predictions for the CPU against real steps in this machine's memory: ``python benchmarks/verify_cpu.py [NAME ...]``.
 
-Writes the table of docs/verify.md to stdout, and with ``--record FILE`` a record for each.
+Writes the table of docs/verification.md to stdout, and with ``--record FILE`` a record for each.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from willfit import Device, Footprint, JobError, UsageError, WillNotFit, _remedies, predict
+from willfit import Device, Footprint, JobError, UnavailableError, UsageError, WillNotFit, _remedies, predict
 from willfit.guard import WillfitWarning, guard
 
 ROOMY = Device(name="roomy", total=2**30, context=0)
@@ -506,6 +506,22 @@ def test_what_cannot_be_verified_is_a_warning(job: Job, monkeypatch: pytest.Monk
     with pytest.warns(WillfitWarning, match=r"what train\(\) needs could not be verified: .* memory") as caught:
         assert train(*job.args) == "ran"
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("action", ["raise", "warn"])
+def test_an_engine_that_this_machine_lacks(job: Job, action: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+
+    @guard(on=ROOMY, loss=loss, engine="emulated", action=action)
+    def train(model: Any, optimizer: Any, batch: Any) -> str:
+        return "ran"
+
+    if action == "raise":
+        with pytest.raises(UnavailableError, match="needs Linux"):
+            train(*job.args)
+    else:
+        with pytest.warns(WillfitWarning, match=r"train\(\) runs unchecked, .* needs Linux"):
+            assert train(*job.args) == "ran"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

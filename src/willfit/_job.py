@@ -69,7 +69,6 @@ def tensors_outside(model: nn.Module, optimizer: Any, batch: Any, index: int) ->
     tensors = [*model.parameters(), *model.buffers(), *tensors_of(batch)]
     tensors += [p.grad for p in model.parameters() if p.grad is not None]
     tensors += [tensor for module in model.modules() for tensor in tensors_beside(module)]
-    tensors += [tensor for module in model.modules() for tensor in tensors_beside(module)]
     for each in optimizers_of(optimizer):
         tensors += tensors_of(list(each.state.values()))
     here = torch.device("cuda", index)

@@ -85,7 +85,7 @@ class Run:
             try:
                 for number in range(1, count + 1):
                     follower.enter("forward", number)
-                    self._until_the_optimizer_steps(call)
+                    self._until_the_optimizer_steps(call, optimizer)
             finally:
                 for hook in hooks:
                     hook.remove()
@@ -103,16 +103,17 @@ class Run:
         follower.after_backward = lambda: follower.mark_role((p.grad for p in parameters), "gradients")
         follower.follow_sources_up_to(Run._call.__code__)
 
-    def _until_the_optimizer_steps(self, call: Callable[[], Any]) -> None:
+    def _until_the_optimizer_steps(self, call: Callable[[], Any], optimizer: Any) -> None:
+        """Call once, or more often while gradients are accumulated, as inside of Accelerate."""
         before, calls = self._optimizer_steps, 0
         while True:
             self._kept = call()
             calls += 1
             self._follower.collect_garbage()
-            if self._optimizer is None or self._optimizer_steps > before or self._never_steps:
+            if self._optimizer is None or self._optimizer_steps > before:
                 return
-            if calls >= _MOST_MICRO_STEPS:
-                self._never_steps = True
+            self._never_steps = self._never_steps or calls >= _MOST_MICRO_STEPS
+            if self._never_steps or not _holds_gradients(optimizer):  # none are left where it updates by hand
                 self._follower.assume("the step makes no optimizer step: each call is counted as one")
                 return
             self._follower.enter("forward")
@@ -161,6 +162,11 @@ class Run:
         if isinstance(copied, nn.DataParallel):
             copied.device_ids = []
             self._follower.assume("DataParallel is predicted on one GPU, which gets the whole batch")
+
+
+def _holds_gradients(optimizer: Any) -> bool:
+    groups = (group for each in optimizers_of(optimizer) for group in each.param_groups)
+    return any(parameter.grad is not None for group in groups for parameter in group["params"])
 
 
 # -- what kind of job it is ----------------------------------------------------------------------------------

@@ -107,6 +107,7 @@ def guard(
             the job is, or if no GPU is named and none is here.
         WillNotFit: when called; carries ``footprint`` and ``advice``.
         JobError: when called and the job could not be predicted (a warning with action="warn").
+        UnavailableError: likewise, where this machine lacks what the emulated engine needs.
 
     Example:
         >>> import torch, willfit
@@ -278,7 +279,7 @@ class _Check:
                 capacity=options.capacity,
                 engine=options.engine,
             )
-        except JobError as error:
+        except (JobError, UnavailableError) as error:
             if action == "raise":
                 if sys.version_info >= (3, 11):
                     error.add_note(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from torch.utils.checkpoint import checkpoint
 import machine
 import willfit
 from willfit import Device, Footprint, JobError, UnavailableError, UsageError, WillNotFit, predict
+
+OWN = torch.Generator()
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled:UserWarning")
 
@@ -173,6 +176,23 @@ def two_networks() -> tuple[Any, ...]:
     return models, optimizers, pairs(), step, None
 
 
+class Tables(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10_000, 64, sparse=True)
+        self.bags = nn.EmbeddingBag(5_000, 64, sparse=True)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.embed(ids).square().sum() + self.bags(ids % 5_000).sum()
+
+
+def sparse_gradients() -> tuple[Any, ...]:
+    """How many rows they keep is counted in the batch's indices, many of which come more than once."""
+    model = Tables()
+    ids = torch.arange(64 * 40).remainder(500).reshape(64, 40)
+    return model, torch.optim.SparseAdam(list(model.parameters())), ids, None, lambda model, ids: model(ids)
+
+
 def recurrent() -> tuple[Any, ...]:
     network = nn.LSTM(64, 128, 2, bidirectional=True, batch_first=True)
     return network, torch.optim.SGD(network.parameters(), lr=0.1), torch.zeros(4, 20, 64), None, _mean_of_outputs
@@ -184,7 +204,7 @@ def _mean_of_outputs(model: Any, batch: Any) -> Any:
 
 JOBS = [
     *(plain_job, meta_job, convolutions, mixed_precision, accumulation_across_calls),
-    *(checkpointing_and_tied_weights, resumed, two_networks),
+    *(checkpointing_and_tied_weights, resumed, two_networks, sparse_gradients),
 ]
 
 
@@ -241,6 +261,20 @@ def test_values_are_answered_by_one_policy() -> None:
     symbolic, emulated = both(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.zeros(16, 64), step)
     assert emulated.phases == symbolic.phases
     assert set(emulated.assumptions) == set(symbolic.assumptions)
+
+
+@pytest.mark.parametrize(
+    "draw", [None, lambda: random.random(), lambda: torch.rand(3), lambda: torch.rand(3, generator=OWN)]
+)
+def test_a_step_that_draws_on_the_host_is_run_again_and_not_remembered(draw: Any) -> None:
+    def step(model: Any, optimizer: Any, batch: Any) -> None:
+        if draw is not None:
+            draw()
+        nn.functional.dropout(model(batch)).sum().backward()  # on the GPU, where values change no size
+
+    model = nn.Linear(8, 8)
+    footprint = predict(model, None, torch.zeros(4, 8), step, on="T4", engine="emulated", steps=1)
+    assert footprint._trace.is_repeatable == (draw is None)
 
 
 def test_recurrent_networks_of_cudnn_run() -> None:

@@ -62,12 +62,36 @@ def test_measured_by_different_means_is_told_apart(tmp_path: Path) -> None:
     }
 
 
+def test_the_project_s_own() -> None:
+    path = Path(__file__).parents[2] / "benchmarks" / "measured.jsonl"
+    if not path.exists():
+        pytest.skip("benchmarks/ is not here: the tests of an installed willfit")
+    rows = {(row.verifier, row.figure): row for row in accuracy(read(path))}
+    for figure in ("peak allocated", "peak reserved"):
+        assert rows["emulated", figure].count == rows["emulated", figure].exact >= 28
+    assert rows["cpu", "peak allocated"].count >= 10
+    assert abs(rows["cpu", "peak allocated"].worst) < 0.005
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot be read: No such file.*`willfit verify --record` makes it"):
         read(tmp_path / "none.jsonl")
 
 
-@pytest.mark.parametrize("line", ["no json", "{}", '{"phases": []}', "[1, 2]", '{"phases": [{"predicted": 3}]}'])
+PHASE = {"predicted": {"peak_allocated": 1, "peak_reserved": 1}, "measured": {"peak_allocated": 1, "peak_reserved": 1}}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "no json",
+        "{}",
+        json.dumps({"verifier": "cpu", "phases": [PHASE]}),
+        '{"phases": []}',
+        "[1, 2]",
+        '{"phases": [{"predicted": 3}]}',
+    ],
+)
 def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str) -> None:
     path = a_record(tmp_path, 12 * MIB)
     with path.open("a") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import faulthandler
 import gc
 import os
@@ -111,7 +112,7 @@ def _run(request: Request, job: Any, limit: int | None, seconds: dict[str, float
     from willfit._run import Run
     from willfit._trace.made_before import autocast_contexts_enabled
     from willfit._trace.masks import masks_as_under_tracing
-    from willfit._trace.surroundings import nothing_left_behind
+    from willfit._trace.surroundings import Dice, nothing_left_behind
 
     check_job(job.model, job.optimizer, job.step, job.loss, request.steps)
     device = request.device
@@ -128,8 +129,11 @@ def _run(request: Request, job: Any, limit: int | None, seconds: dict[str, float
         autocast_contexts_enabled(follower),
         masks_as_under_tracing(follower),
     ):
+        dice = Dice()
         run = Run(follower, job.model, job.optimizer, job.batch, job.step or default_step(job.loss))
         trace = until_memory_runs_out(lambda: run.steps(request.steps))
+        if trace is not None and dice.were_cast():
+            trace = dataclasses.replace(trace, is_repeatable=False)
         stats = torch.cuda.memory_stats()
         recording = follower.record()
     return Ran(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import struct
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +24,6 @@ from willfit._trace.cuda import values
 from willfit._trace.cuda.conditions import COMPARISONS
 from willfit._trace.cuda.convolution import bound_workspace
 from willfit._trace.cuda.recurrent import CUDNN_ALONE_KNOWS
-from willfit._trace.following import Follower
 from willfit._trace.kernels import argument_of
 
 _Answer = Callable[..., Any]
@@ -54,10 +54,12 @@ class EmulatedFollower(RealFollower):
 class Answers:
     """What is known and, where nothing is, the policy; for one run."""
 
-    def __init__(self, follower: Follower) -> None:
+    def __init__(self, follower: RealFollower) -> None:
         self.follower = follower
         self._counts: list[int] = []
         """What an operator that is running reads by ``.item()`` inside."""
+        self.indices: dict[int, tuple[Callable[[], Any], torch.Tensor, bool]] = {}
+        """What is known of indices into tables, by their storage, and whether it is of the batch."""
 
     @contextmanager
     def given(self) -> Iterator[None]:
@@ -78,6 +80,8 @@ class Answers:
 
     def _followed(self, answer: _Answer, operator: Operator, *args: Any, **kwargs: Any) -> Any:
         out = self._answered(answer, operator, *args, **kwargs)
+        if torch.Tag.nondeterministic_seeded in operator.func.tags and not getattr(out, "is_cuda", True):
+            self.follower.draws_on_host = True
         self.follower.known.after(operator.func, args, kwargs, out)
         return out
 
@@ -174,10 +178,26 @@ def _unique(answers: Answers, operator: Operator, tensor: torch.Tensor, *args: A
         return operator(tensor, *args, **kwargs)
 
 
+@_answer("embedding", "_embedding_bag", where=_forward)
+def _embedding(
+    answers: Answers, operator: Operator, weight: torch.Tensor, indices: torch.Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    """Its sparse gradient has these indices, in the same memory: what is known of them is remembered by that."""
+    known, storage = answers.follower.known, indices.untyped_storage()
+    if (found := known.of(indices)) is not None:
+        answers.indices[storage._cdata] = weakref.ref(storage), found, known.is_of_the_batch(indices)
+    return operator(weight, indices, *args, **kwargs)
+
+
 @_answer("_coalesce")
 def _coalesce(answers: Answers, operator: Operator, tensor: torch.Tensor) -> Any:
     """Entries of a sparse tensor that have the same place are added up."""
-    with answers.counts(values.number_unique(answers.follower, tensor._indices(), dim=1)):
+    indices = tensor._indices()
+    storage = indices.untyped_storage()
+    born, found, of_the_batch = answers.indices.get(storage._cdata, (lambda: None, None, False))
+    if found is not None and born() is storage and found.numel() == indices.numel():
+        answers.follower.known.give(indices, found.reshape(indices.shape), of_the_batch=of_the_batch)
+    with answers.counts(values.number_unique(answers.follower, indices, dim=1)):
         return operator(tensor)
 
 

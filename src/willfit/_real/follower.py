@@ -15,6 +15,7 @@ from willfit._errors import JobError
 from willfit._real import history
 from willfit._real.timeline import NOTE, RUN, timeline
 from willfit._real.writer import Before, Note, Recording, Writer
+from willfit._trace.fake import storages_of
 from willfit._trace.following import Follower, calling_line, line, phases_and_modules
 from willfit._trace.trace import JobSummary, Role, Trace
 
@@ -30,6 +31,8 @@ class RealFollower(Follower):
         self.before = Before()
         self.recording: Recording | None = None
         """What was recorded; there once `record` was called."""
+        self.draws_on_host = False
+        """Whether an operator on the CPU drew random numbers, as far as operators are met."""
         self._notes: list[Note] = []
         self._placed: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
         """During placement, the storage on the device for each on meta, by its address."""
@@ -125,7 +128,7 @@ class RealFollower(Follower):
     def mark_role(self, tensors: Iterable[Any], role: Role, module: str | None = None) -> None:
         """What these tensors' storages turned out to be, and whose they are if not of the module that made them."""
         on_device = [t for t in tensors if isinstance(t, torch.Tensor) and t.device.type == self.device.type]
-        addresses = [tensor.untyped_storage().data_ptr() for tensor in on_device if tensor.layout == torch.strided]
+        addresses = [storage.data_ptr() for tensor in on_device for storage in storages_of(tensor)]
         self._note(("role", role, addresses, module))
 
     def mark_live_temporaries(self, role: Role) -> None:
@@ -163,6 +166,7 @@ class RealFollower(Follower):
             tuple(self.assumptions),
             self.convolution_workspace,
             steps,
+            is_repeatable=not self.draws_on_host,
         )
 
 

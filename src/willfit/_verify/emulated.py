@@ -53,6 +53,7 @@ class EmulatedVerifier(Verifier):
             emulated = run_job(*parts, job.loss, card, job.steps, capacity)
         trace, interpreter = trace_of(emulated, card), emulated.interpreter
         limited = emulated.limited
+        differing = [each for each in trace.assumptions if each not in (*emulated.notes, *predicted.assumptions)]
         return Measurement(
             predicted,
             emulated.free.phases,
@@ -60,6 +61,6 @@ class EmulatedVerifier(Verifier):
             trace,
             out_of_memory=None if limited is None else limited.out_of_memory,
             versions=(("torch", interpreter.torch), ("cuda", interpreter.cuda), *interpreter.packages),
-            notes=(*emulated.notes, _LIMITS),
+            notes=(*emulated.notes, *differing, _LIMITS),
             seconds=emulated.seconds,
         )

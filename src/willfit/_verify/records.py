@@ -51,7 +51,7 @@ def read(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             found = json.loads(line)
-            Peaks.of(found)
+            accuracy([found])
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path}, line {number} is no record of a verification: {error!r}") from None
         records.append(found)
