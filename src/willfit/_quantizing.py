@@ -15,6 +15,7 @@ from willfit._placement_bitsandbytes import is_quantized_weight
 from willfit._trace.bitsandbytes import OLDEST, too_old
 
 _META = torch.device("meta")
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # quantize_4bit in bitsandbytes/functional.py
 
 
 def quantize(
@@ -88,7 +89,8 @@ def quantize(
 
 def _bitsandbytes() -> tuple[Any, Any]:
     try:
-        functional, layers = (importlib.import_module(f"bitsandbytes.{name}") for name in ("functional", "nn"))
+        with torch.device("cpu"):  # it makes tensors when it is imported
+            functional, layers = (importlib.import_module(f"bitsandbytes.{name}") for name in ("functional", "nn"))
     except ImportError as error:
         raise UsageError(
             f"4-bit and 8-bit weights need bitsandbytes, which cannot be imported ({error}): pip install bitsandbytes"
@@ -109,6 +111,10 @@ def _check_model(model: nn.Module) -> None:
             )
         if any(map(is_quantized_weight, module._parameters.values())):
             raise JobError(f"module {name!r} is quantized already: it is predicted as it is")
+        if isinstance(module, nn.Linear) and module.weight.dtype not in _DTYPES:
+            raise JobError(
+                f"module {name!r} has weights of {module.weight.dtype}: bitsandbytes quantizes 16 and 32 bits alone"
+            )
 
 
 # -- which layers --------------------------------------------------------------------------------------------------
