@@ -36,7 +36,7 @@ def quantize(
     Args:
         model: on any device. One of Transformers, whose own quantizer then says which layers are converted (not the
             output layer, nor what shares its weight with another); of any other, every ``nn.Linear`` is, but for the
-            same ones.
+            last one and those that share a weight.
         bits: 4 (QLoRA) or 8 (LLM.int8).
         quant_type: of 4 bits: NormalFloat or a float of 4 bits.
         double: of 4 bits: the scales are quantized too.
@@ -135,7 +135,7 @@ def _convert_as_transformers(model: Any, **options: Any) -> None:
 
 def _convert(model: nn.Module, skip: Iterable[str] | None, layer: Any, options: dict[str, Any]) -> None:
     """By the same rules, for a model that is none of Transformers'."""
-    kept = set(_output_and_tied(model) if skip is None else skip)
+    kept = set(_last_and_tied(model) if skip is None else skip)
     for name, module in dict(model.named_modules()).items():
         if type(module) is nn.Linear and not any(_is_within(name, each) for each in kept):
             shape = module.in_features, module.out_features
@@ -146,14 +146,12 @@ def _is_within(name: str, kept: str) -> bool:
     return f".{name}.".startswith(f".{kept}.") or name.endswith(f".{kept}")
 
 
-def _output_and_tied(model: nn.Module) -> Iterator[str]:
-    """get_keys_to_not_convert: what comes last, and modules that share a weight with others."""
+def _last_and_tied(model: nn.Module) -> Iterator[str]:
+    """As in get_keys_to_not_convert: the output layer, and modules that share a weight with others."""
+    yield from [name for name, module in model.named_modules() if type(module) is nn.Linear][-1:]
     names: dict[int, list[str]] = {}
-    last = ""
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        last = name.rpartition(".")[0]
-        names.setdefault(id(parameter), []).append(last)
-    yield last
+        names.setdefault(id(parameter), []).append(name.rpartition(".")[0])
     for shared in names.values():
         if len(shared) > 1:
             yield from shared

@@ -74,12 +74,12 @@ def which_fit(
 def kind(device: Device) -> tuple[int, int]:
     """The compute capability at which the kernels of this GPU begin to differ from those of older ones.
 
-    Before 8.0 there is no FlashAttention; 8.6 and 8.9 have less shared memory for it than 8.0; 9.0 and 10.0 prefer
-    cuDNN's attention and have larger cuBLAS workspaces; 12.0 has the workspaces only. AMD's are taken as 9.0, as they
-    report it.
+    Before 7.5 bitsandbytes has no 8-bit products, before 8.0 there is no FlashAttention; 8.6 and 8.9 have less shared
+    memory for it than 8.0; 9.0 and 10.0 prefer cuDNN's attention and have larger cuBLAS workspaces; 12.0 has the
+    workspaces only. AMD's are taken as 9.0, as they report it.
 
     >>> kind(Device(name="T4", total=2**34, compute_capability=(7, 5)))
-    (0, 0)
+    (7, 5)
     """
-    starts = ((0, 0), (8, 0), (8, 6), (9, 0), (12, 0))
+    starts = ((0, 0), (7, 5), (8, 0), (8, 6), (9, 0), (12, 0))
     return max(start for start in starts if start <= device.compute_capability)
