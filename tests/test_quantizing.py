@@ -128,6 +128,51 @@ def test_a_model_of_transformers_keeps_its_output_layer_and_turns_conv1d(bits):
     assert model.config.quantization_config.load_in_4bit == (bits == 4)
 
 
+# -- the user's own ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_prediction_leaves_a_quantized_model_and_bitsandbytes_as_they_were(packed):
+    import bitsandbytes
+    import bitsandbytes.functional as functional
+
+    layer = bitsandbytes.nn.Linear4bit(64, 128, compute_dtype=torch.bfloat16)
+    model = nn.Sequential(nn.Linear(64, 64), layer, nn.Linear(128, 8))
+    if packed:
+        model.to("cpu")
+    weight, data, state = layer.weight, layer.weight.detach().clone(), layer.weight.quant_state
+    optimizer = bitsandbytes.optim.PagedAdamW8bit([p for p in model.parameters() if p.requires_grad])
+    library, maps = functional.lib, dict(functional.name2qmap)
+    managers = functional.GlobalPageManager._instance, functional.CUBLAS_Context._instance
+    footprint = willfit.predict(model, optimizer, torch.zeros(4, 64), loss=lambda m, x: m(x).sum(), on="T4")
+    assert footprint.peak_allocated > 0
+    assert layer.weight is weight
+    assert type(weight) is bitsandbytes.nn.Params4bit
+    assert weight.quant_state is state
+    assert weight.bnb_quantized == packed
+    assert torch.equal(weight.detach(), data)
+    assert weight.device.type == "cpu"
+    assert not optimizer.state
+    assert functional.lib is library
+    assert functional.name2qmap == maps
+    assert managers == (functional.GlobalPageManager._instance, functional.CUBLAS_Context._instance)
+    if packed:
+        assert model(torch.zeros(4, 64)).shape == (4, 8)
+
+
+def test_paged_states_are_named_and_in_no_peak():
+    import bitsandbytes
+
+    batch = torch.zeros(4, 512)
+    for name in ("AdamW8bit", "PagedAdamW8bit"):
+        model = nn.Sequential(nn.Linear(512, 512, bias=False), nn.Linear(512, 512, bias=False))
+        optimizer = getattr(bitsandbytes.optim, name)(model.parameters())
+        footprint = willfit.predict(model, optimizer, batch, loss=lambda m, x: m(x).sum(), on="T4")
+        assert any("1.00 MiB, lie in managed memory" in each for each in footprint.assumptions) == (name[0] == "P")
+        states = footprint.bill["optimizer states"]
+        assert states >= 2 * 2 * 512 * 512 if name[0] == "A" else states < 2 * 512 * 512
+
+
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 
@@ -156,6 +201,20 @@ def test_weights_that_bitsandbytes_does_not_take_are_refused_before_anything_is_
     with pytest.raises(willfit.JobError, match="float64"):
         quantize(model)
     assert type(model[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer"])
+def test_a_bitsandbytes_that_is_too_old_is_refused_where_the_job_uses_it(part, monkeypatch):
+    import bitsandbytes
+
+    model = two_layers(64, 64)
+    if part == "model":
+        quantize(model)
+    optimizers = bitsandbytes.optim if part == "optimizer" else torch.optim
+    optimizer = optimizers.AdamW([p for p in model.parameters() if p.requires_grad])
+    monkeypatch.setattr(bitsandbytes, "__version__", "0.47.0")
+    with pytest.raises(willfit.JobError, match=r"bitsandbytes 0\.47\.0: willfit follows 0\.48 and newer"):
+        willfit.predict(model, optimizer, torch.zeros(2, 64), loss=lambda m, x: m(x).sum(), on="T4")
 
 
 def test_adapters_come_after_quantizing():

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from willfit._errors import JobError
+from willfit._trace.bitsandbytes import OLDEST, too_old
 
 if TYPE_CHECKING:
     from willfit._copying import Copier
@@ -81,6 +82,7 @@ def place_weight(weight: Any, placement: Placement, module: str) -> tuple[torch.
     Returns:
         the fake one, and the attributes that are not as the weight's own.
     """
+    _check_version()
     if _is_4bit(weight):
         if not weight.bnb_quantized:
             return _quantized_to_4bit(weight, placement, module)
@@ -134,6 +136,13 @@ def place_state(module: nn.Module, placement: Placement, path: str) -> None:
             placement.placed_once(tensor, "parameters", path)
 
 
+def _check_version() -> None:
+    if found := too_old():
+        raise JobError(
+            f"the job uses bitsandbytes {found}: willfit follows {OLDEST} and newer; pip install -U bitsandbytes"
+        )
+
+
 def _check_8bit(state: Any, recorder: Any) -> None:
     major, minor = recorder.compute_capability
     if (major, minor) < (7, 5):  # hardware requirements in bitsandbytes' installation guide
@@ -159,6 +168,7 @@ def copy_managers(optimizer: Any, copier: Copier) -> None:
     copied: Any
     pages, manager = getattr(optimizer, "page_mng", None), getattr(optimizer, "mng", None)
     if type(pages).__name__ == "GlobalPageManager" and id(pages) not in copier.memo:
+        _check_version()
         copied = object.__new__(type(pages))
         copied.initialize()
         copier.memo[id(pages)] = copied
