@@ -69,6 +69,13 @@ def test_binary(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
         agree(op, *pair)
 
 
+@pytest.mark.parametrize("sizes", [(3, 4), (4,)])
+def test_two_floating_point_dtypes_are_answered(sizes: tuple[int, ...]) -> None:
+    half, single = torch.empty(2, 3, 4, dtype=torch.bfloat16, device=META), torch.empty(sizes, device=META)
+    assert agree(aten.mul.Tensor, single, half)
+    assert agree(aten.add.Tensor, half, single)
+
+
 @settings(deadline=None)
 @given(tensors(), st.data())
 def test_reductions(tensor: torch.Tensor, data: Any) -> None:

@@ -48,10 +48,7 @@ def unary(tensor: torch.Tensor, *_: Any, **__: Any) -> Any:
     return _new(tensor.shape, tensor.dtype) if tensor.is_floating_point() and tensor.is_contiguous() else NotImplemented
 
 
-@_for(
-    *("mul.Tensor", "add.Tensor", "sub.Tensor", "div.Tensor"),
-    *("silu_backward", "gelu_backward", "sigmoid_backward", "tanh_backward", "threshold_backward"),
-)
+@_for("silu_backward", "gelu_backward", "sigmoid_backward", "tanh_backward", "threshold_backward")
 def binary(first: torch.Tensor, second: Any, *_: Any, **__: Any) -> Any:
     """Contiguous inputs of one floating-point dtype, one of which has the shape of the output."""
     if not isinstance(second, torch.Tensor):
@@ -68,6 +65,18 @@ def binary(first: torch.Tensor, second: Any, *_: Any, **__: Any) -> Any:
     shape = torch.broadcast_shapes(first.shape, second.shape)
     whole = first if first.shape == shape else second
     return _new(shape, whole.dtype) if whole.shape == shape else NotImplemented
+
+
+@_for("mul.Tensor", "add.Tensor", "sub.Tensor", "div.Tensor")
+def arithmetic(first: torch.Tensor, second: Any, *_: Any, **__: Any) -> Any:
+    """As `binary`; also of two floating-point dtypes, as adapters beside 16-bit weights have them."""
+    if not isinstance(second, torch.Tensor) or first.dtype == second.dtype:
+        return binary(first, second)
+    if not all(each.is_floating_point() and each.dim() and each.is_contiguous() for each in (first, second)):
+        return NotImplemented
+    shape = torch.broadcast_shapes(first.shape, second.shape)
+    dtype = torch.promote_types(first.dtype, second.dtype)
+    return _new(shape, dtype) if shape in (first.shape, second.shape) else NotImplemented
 
 
 @_for("add_.Tensor", "mul_.Tensor", "sub_.Tensor", "div_.Tensor", "add_.Scalar", "mul_.Scalar", "div_.Scalar")
