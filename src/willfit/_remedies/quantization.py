@@ -14,7 +14,7 @@ from willfit._remedies.lora import ADAPTERS, lora_targets
 from willfit._remedies.remedy import Change, NotApplicable, Situation
 
 _RANK = 16
-_LEAST = {4: (6, 0), 8: (7, 5)}  # by bits: hardware requirements in bitsandbytes' installation guide
+_LEAST = (6, 0), (7, 5)  # for 4 bits, and for 8: hardware requirements in bitsandbytes' installation guide
 
 
 def quantization(situation: Situation) -> Iterator[Change]:
@@ -31,8 +31,8 @@ def quantization(situation: Situation) -> Iterator[Change]:
         ("qlora-fp4", f"4-bit weights (FP4) with LoRA of rank {_RANK}", fp4, "4 bits"),
         ("lora-8bit", f"8-bit weights with LoRA of rank {_RANK}", {"bits": 8}, "8 bits"),
     ):
-        if device.compute_capability < _LEAST[options["bits"]]:
-            major, minor = _LEAST[options["bits"]]
+        major, minor = _LEAST[options["bits"] == 8]
+        if device.compute_capability < (major, minor):
             raise NotApplicable(f"bitsandbytes needs compute capability {major}.{minor} for it: {device.name} has less")
         adapters = _adapters(situation, targets)
         yield Change(
