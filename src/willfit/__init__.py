@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from willfit._footprint import Footprint
     from willfit._largest import Largest, largest_batch, largest_sequence
     from willfit._predict import predict
+    from willfit._quantizing import quantize
     from willfit._replay import PhasePeak
     from willfit._sweep import Sweep, sweep
     from willfit._verify.verification import Measurement, Verification
@@ -63,6 +64,7 @@ __all__ = [
     "largest_batch",
     "largest_sequence",
     "predict",
+    "quantize",
     "sweep",
     "verify",
     "watch",
@@ -98,6 +100,7 @@ _HOMES = {
     "largest_batch": "_largest",
     "largest_sequence": "_largest",
     "predict": "_predict",
+    "quantize": "_quantizing",
     "sweep": "_sweep",
     "verify": "_verify.verify",
     "watch": "_verify.watch",

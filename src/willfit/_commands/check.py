@@ -72,14 +72,10 @@ def _run(arguments: argparse.Namespace) -> int:
         return _print_answers(answers, as_json, arguments.strict)
     if as_json:
         write_json(footprint.to_dict() | ({} if advice is None else {"advice": advice.to_dict()}))
-    else:
+    elif advice is not None:
         from willfit._render.advice import advice_text
-        from willfit._render.text import bill_text
 
-        color = colour_wanted(sys.stdout)
-        write(bill_text(footprint, color=color))
-        if advice is not None:
-            write("\n" + advice_text(advice, everything=arguments.all, color=color))
+        write("\n" + advice_text(advice, everything=arguments.all, color=colour_wanted(sys.stdout)))
     if footprint.verdict == "tight":
         from willfit._render.sentences import tightness
 
@@ -105,7 +101,7 @@ def _predict(
 
         if device is not None:
             progress(f"running {steps} steps on an emulated {device.name}")
-            return of_target(arguments.on), (), None
+            return _shown(of_target(arguments.on), arguments), (), None
         return None, which_fit(of_target, all_devices(), progress), None
     progress(f"importing {arguments.target}")
     with imported(arguments.target) as build:
@@ -116,12 +112,21 @@ def _predict(
             return None, which_fit(lambda on: predict(*job, on=on, steps=steps), all_devices(), progress), None
         options: dict[str, Any] = {"capacity": arguments.capacity, "steps": steps, "engine": arguments.engine}
         progress(f"following {steps} steps as on {device.name}")
-        footprint = predict(*job, on=arguments.on, **options)
+        footprint = _shown(predict(*job, on=arguments.on, **options), arguments)
         if arguments.advise is False or (arguments.advise is None and footprint.verdict != "does not fit"):
             return footprint, (), None
         from willfit._advise import advise
 
         return footprint, (), advise(*job, on=arguments.on, progress=progress, **options)
+
+
+def _shown(footprint: Footprint, arguments: argparse.Namespace) -> Footprint:
+    """Print the bill at once, where it is text: advice takes longer."""
+    if arguments.format == "text":
+        from willfit._render.text import bill_text
+
+        write(bill_text(footprint, color=colour_wanted(sys.stdout)))
+    return footprint
 
 
 def _largest(arguments: argparse.Namespace, as_json: bool) -> int:
