@@ -93,6 +93,13 @@ def convolutions() -> tuple[Any, ...]:
     return model, torch.optim.Adam(model.parameters()), batch, None, classify
 
 
+def convolution_of_what_is_transposed() -> tuple[Any, ...]:
+    """As speech models do: features last, and a convolution over time, which copies them in order."""
+    model = nn.Conv1d(64, 64, 3, padding=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return model, optimizer, torch.zeros(8, 4096, 64), None, lambda model, x: model(x.transpose(1, 2)).sum()
+
+
 def mixed_precision() -> tuple[Any, ...]:
     model = perceptron()
     scaler = torch.amp.GradScaler("cuda")
@@ -203,8 +210,8 @@ def _mean_of_outputs(model: Any, batch: Any) -> Any:
 
 
 JOBS = [
-    *(plain_job, meta_job, convolutions, mixed_precision, accumulation_across_calls),
-    *(checkpointing_and_tied_weights, resumed, two_networks, sparse_gradients),
+    *(plain_job, meta_job, convolutions, convolution_of_what_is_transposed, mixed_precision),
+    *(accumulation_across_calls, checkpointing_and_tied_weights, resumed, two_networks, sparse_gradients),
 ]
 
 
