@@ -225,6 +225,17 @@ def test_both_engines_give_the_same_bill_phases_and_modules(make: Any) -> None:
     assert emulated.job == symbolic.job
 
 
+def test_asking_which_convolution_runs_takes_no_memory() -> None:
+    """As in speech models: features last, and a convolution over time, which copies them in order."""
+    if not machine.same_version():
+        pytest.skip(f"torch {machine.interpreter().torch} runs there, and another version predicts here")
+    model = nn.Conv1d(64, 64, 3, padding=1)
+    job = model, torch.optim.SGD(model.parameters(), lr=0.1), torch.zeros(8, 4096, 64)
+    symbolic, emulated = both(*job, loss=lambda model, x: model(x.transpose(1, 2)).sum())
+    taken = [[each.size for each in footprint._trace.allocations] for footprint in (symbolic, emulated)]
+    assert taken[0].count(8 * 4096 * 64 * 4) == taken[1].count(8 * 4096 * 64 * 4)
+
+
 def test_values_are_answered_by_one_policy() -> None:
     if not machine.same_version():
         pytest.skip(f"torch {machine.interpreter().torch} runs there, and another version predicts here")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import resource
@@ -9,6 +10,7 @@ import socket
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -199,6 +201,35 @@ def test_globals_of_the_user_s_modules_travel_as_they_are_now(monkeypatch: pytes
     step = sent(step=lambda model, optimizer, batch: batch * SCALE["factor"]).step
     monkeypatch.setitem(SCALE, "factor", 1)
     assert step(None, None, 6) == 42
+
+
+def test_what_a_library_made_as_it_ran_reads_the_library_there() -> None:
+    """Such as the hooks of Transformers that collect hidden states in a variable of its module."""
+
+    def numbers() -> Iterator[int]:
+        yield 3
+
+    made = contextlib.contextmanager(numbers)  # a function within contextlib's own
+    arrived = sent(step=made).step
+    assert arrived is not made
+    assert arrived.__globals__ is vars(contextlib)
+    with arrived() as number:
+        assert number == 3
+
+
+def test_a_model_of_transformers_still_collects_its_hidden_states() -> None:
+    """Its ``__init__`` enters in a registry what can be collected; in another process that does not run."""
+    transformers = pytest.importorskip("transformers")
+    capturing = pytest.importorskip("transformers.utils.output_capturing", exc_type=ImportError)
+    config = transformers.BertConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+    )
+    model = transformers.BertModel(config)
+    model(torch.zeros(1, 4, dtype=torch.long), output_hidden_states=True)  # which adds its hooks
+    data = pack(Job(model, None, None, None, None, made_with_gpu=False))
+    capturing._CAN_RECORD_REGISTRY.clear()
+    arrived = unpack(data).model
+    assert len(arrived(torch.zeros(1, 4, dtype=torch.long), output_hidden_states=True).hidden_states) == 3
 
 
 def test_source_lines_are_told_by_the_file_they_are_in() -> None:

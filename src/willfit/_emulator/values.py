@@ -248,9 +248,21 @@ def _convolution(
 ) -> Any:
     out = operator(x, weight, *args, **kwargs)
     transposed = args[4]
-    if torch._C._select_conv_backend(x, weight, *args) in _BY_CUDNN:
+    if torch._C._select_conv_backend(_laid_out(x), weight, *args) in _BY_CUDNN:
         bound_workspace(answers.follower, x, weight, out, transposed)
     return out
+
+
+def _laid_out(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as if it lay in order, so that the question which backend is taken copies nothing."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    in_order = tensor.is_contiguous() or (
+        tensor.dim() in formats and tensor.is_contiguous(memory_format=formats[tensor.dim()])
+    )
+    if in_order or tensor.nbytes > tensor.untyped_storage().nbytes():
+        return tensor
+    with torch.no_grad():
+        return tensor.as_strided(tensor.shape, torch.empty(tensor.shape, device="meta").stride(), 0)
 
 
 _ConvBackend: Any = torch._C._ConvBackend  # type: ignore[attr-defined]

@@ -134,6 +134,16 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
             return NotSent, (type(value).__name__,)
         return reduced
 
+    def _dynamic_function_reduce(self, function: types.FunctionType) -> Any:
+        """A function that a library made as it ran reads the names of its library there, and not copies of them."""
+        make, arguments, (attributes, slots), *rest = super()._dynamic_function_reduce(function)
+        module = function.__globals__.get("__name__")
+        own = vars(sys.modules[module]) if module in sys.modules else None
+        if own is function.__globals__ and not is_the_users(function.__code__.co_filename):
+            make, arguments = _function_of, (module, arguments[0], arguments[-1])
+            slots.update({"__globals__": {}, "_cloudpickle_submodules": []})
+        return (make, arguments, (attributes, slots), *rest)
+
     def _tensor(self, tensor: torch.Tensor) -> Any:
         what = (self._storage(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
         copy = self._copier.copy
@@ -251,6 +261,14 @@ def _blank(cls: Any) -> Any:
 
 def _set_attributes(value: Any, attributes: dict[str, Any]) -> None:
     value.__dict__.update(attributes)
+    for name in _TRANSFORMERS_REGISTRIES:
+        registry = getattr(sys.modules.get(name), "_CAN_RECORD_REGISTRY", None)
+        if registry is not None and hasattr(value, "_can_record_outputs"):
+            dict.__setitem__(registry, str(type(value)), value._can_record_outputs)
+
+
+# Where PreTrainedModel.__init__, which does not run here, enters the outputs that can be collected (hidden states).
+_TRANSFORMERS_REGISTRIES = ("transformers.utils.output_capturing", "transformers.utils.generic")
 
 
 def _special(value: Any) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
@@ -285,6 +303,10 @@ def _is_copied_of_a_library(function: types.FunctionType) -> bool:
 
 def _named(module: str, name: str) -> Any:
     return attrgetter(name)(importlib.import_module(module))
+
+
+def _function_of(module: str, code: types.CodeType, closure: tuple[Any, ...] | None) -> types.FunctionType:
+    return types.FunctionType(code, vars(importlib.import_module(module)), None, None, closure)
 
 
 def _weak(target: Any) -> Any:

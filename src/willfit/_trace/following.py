@@ -19,11 +19,12 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from willfit._trace.known import KnownValues
 from willfit._trace.trace import JobSummary, Phase, Role, Trace
 
-_NOT_THE_USERS = (
-    os.path.dirname(torch.__file__),
-    os.path.dirname(os.path.dirname(__file__)),
-    os.path.dirname(os.__file__),
+_STANDARD_LIBRARY = os.path.dirname(os.__file__)
+_NEVER_SHOWN = tuple(
+    f"{directory}{os.sep}"
+    for directory in (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
 )
+"""PyTorch and willfit, which may be installed among other libraries."""
 
 
 class Follower(ABC):
@@ -222,8 +223,10 @@ def _follow_modules(follower: Follower, stack: ExitStack) -> None:
 
 def shows_where(filename: str) -> bool:
     """Whether a line of this file tells users where they are: their own files and those of libraries, not PyTorch's."""
+    if filename.startswith(_NEVER_SHOWN):
+        return False
     is_library = "site-packages" in filename and "site-packages/torch" not in filename
-    return is_library or not filename.startswith(_NOT_THE_USERS)
+    return is_library or not filename.startswith(_STANDARD_LIBRARY)
 
 
 def line(filename: str, number: int) -> str:
