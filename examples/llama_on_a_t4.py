@@ -57,7 +57,6 @@ def longer() -> Job:
     """What is left over goes into 2048 tokens: activations are computed again, states are of 8 bits and paged."""
     model, _, _ = qlora()
     network: Any = model
-    network.gradient_checkpointing_enable()
-    network.enable_input_require_grads()
+    network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     tokens = torch.zeros(1, 2048, dtype=torch.int64)
     return model, bnb.optim.PagedAdamW8bit(trainable(model), lr=1e-4), {"input_ids": tokens, "labels": tokens.clone()}

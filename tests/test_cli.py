@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import willfit
+from willfit import _remedies
 from willfit._devices import all_devices, find_device
 from willfit._trace.trace import ROLES
 from willfit.cli import main
@@ -319,6 +320,65 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("willfit._device_here.current_device", lambda: None)
 
 
+def test_advice_follows_the_bill_where_it_does_not_fit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {name: _remedies._OWN[name] for name in ("optimizer", "micro-batches", "LoRA")}
+    monkeypatch.setattr(_remedies, "_OWN", own)  # as each change takes a prediction
+    assert main(["check", "train.py:too_large", "--on", "T4"]) == 1
+    found = capsys.readouterr().out
+    assert found.index("DOES NOT FIT") < found.index("makes it fit on T4")
+    assert "Would save nothing" not in found
+    assert main(["check", "train.py:too_large", "--on", "T4", "--all"]) == 1
+    assert "Does not apply" in capsys.readouterr().out
+    assert main(["check", "train.py:too_large", "--on", "T4", "--no-advise"]) == 1
+    assert "it fit on" not in capsys.readouterr().out
+
+
+def test_a_job_that_fits_is_advised_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "train.py:build", "--on", "T4"]) == 0
+    assert "take less" not in capsys.readouterr().out
+    assert main(["check", "train.py:build", "--on", "T4", "--advise"]) == 0
+    assert "What would take less on T4" in capsys.readouterr().out
+
+
+def test_the_largest_batch_is_found(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "train.py:build", "--on", "T4", "--capacity", "100 MiB", "--max-batch"]) == 0
+    assert re.search(r"^[0-9]+ samples in a batch fit on T4", capsys.readouterr().out, re.MULTILINE)
+    assert main(["check", "train.py:too_large", "--on", "T4", "--max-batch"]) == 1
+    assert "not even one sample fits on T4" in capsys.readouterr().out
+    assert main(["check", "train.py:build", "--on", "T4", "--max-seq-len"]) == 3
+    assert "no tensors of tokens" in capsys.readouterr().err
+
+
+def test_a_sweep_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "train.py:build", "--on", "T4", "--method", "full,fused", "--batch", "1,8"]) == 0
+    _, *lines = capsys.readouterr().out.rstrip("\n").split("\n")  # the first is the user's own
+    assert lines[0].split() == ["method", "batch", "tokens", "T4"]
+    assert [line.split()[:2] for line in lines[1:]] == [["full", "1"], ["full", "8"], ["fused", "1"], ["fused", "8"]]
+    assert main(["sweep", "train.py:too_large", "--on", "T4", "--format", "csv"]) == 1
+    assert capsys.readouterr().out.startswith("method,batch_size,sequence_length,device,verdict,")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--on", "T4,"], "must be names between commas"),
+        (["--on", "T4", "--batch", "0"], "must be a whole number, at least 1"),
+        (["--on", "T5"], "T5"),
+        (["--on", "T4", "--method", "lorra"], "method 'lorra' is nothing that can be tried"),
+        ([], "--on"),
+    ],
+)
+def test_a_wrong_sweep_exits_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status = main(["sweep", "train.py:build", *arguments])
+    except SystemExit as error:  # as argparse leaves
+        status = int(error.code or 0)
+    assert status == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("no_gpu")
 def test_without_a_gpu_it_says_which_ones_would_do(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "train.py:too_large"]) == 0
@@ -390,7 +450,8 @@ def documented(heading: str) -> set[str]:
 def test_the_footprint_is_as_documented(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "train.py:too_large", "--on", "T4", "--format", "json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == documented("## The footprint")
+    assert set(found) == documented("## The footprint") | {"advice"}
+    assert set(found["transfers"]) == documented("### `transfers`")
     assert set(found["device"]) == documented("### `device`")
     assert set(found["job"]) == documented("### `job`")
     assert set(found["out_of_memory"]) == documented("### `out_of_memory`")
@@ -401,7 +462,7 @@ def test_the_footprint_is_as_documented(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_the_figures_of_the_json_agree_with_each_other(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "train.py:too_large", "--on", "T4", "--format", "json"]) == 1
+    assert main(["check", "train.py:too_large", "--on", "T4", "--format", "json", "--no-advise"]) == 1
     found = json.loads(capsys.readouterr().out)
     t4 = find_device("T4")
     assert set(found["bill"]) == set(ROLES)
@@ -412,6 +473,34 @@ def test_the_figures_of_the_json_agree_with_each_other(capsys: pytest.CaptureFix
     assert found["out_of_memory"]["requested"] > found["out_of_memory"]["free"]
     assert len(found["timeline"]) <= 1000
     assert max(allocated for _, allocated, _ in found["timeline"]) == found["peak_allocated"]
+
+
+def test_advice_is_as_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["check", "train.py:build", "--on", "T4", "--capacity", "40 MiB", "--advise", "--format", "json"]
+    assert main(arguments) == 1
+    advice = json.loads(capsys.readouterr().out)["advice"]
+    assert set(advice) == documented("## Advice")
+    assert advice["options"]
+    options = documented("### `options[]`, `partial[]`")
+    assert all(set(each) == options for each in (*advice["options"], *advice["partial"]))
+
+
+def test_the_largest_batch_is_as_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["check", "train.py:build", "--on", "T4", "--capacity", "100 MiB", "--max-batch", "--format", "json"]
+    assert main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == documented("## The largest batch")
+    assert found["footprint"]["verdict"] in ("fits", "tight")
+    assert found["beyond"]["verdict"] == "does not fit"
+    assert f"batch: {found['size']} x 1024" == f"batch: {found['footprint']['job']['batch']}"
+
+
+def test_a_sweep_is_as_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "train.py:build", "--on", "T4,L4", "--batch", "1,8", "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"schema", "cells"}
+    assert len(found["cells"]) == 4
+    assert all(set(cell) == documented("### `cells[]`") for cell in found["cells"])
 
 
 @pytest.mark.usefixtures("no_gpu")

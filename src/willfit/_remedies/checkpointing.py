@@ -18,7 +18,9 @@ def checkpointing(situation: Situation) -> Iterator[Change]:
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise NotApplicable("it is on already")
     if getattr(model, "supports_gradient_checkpointing", False):
-        every, second = _BY_SWITCH + "\n", _BY_SWITCH + _SWITCHED_BACK
+        kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # its name since 5.23
+        switch = f'model.{kind}_checkpointing_enable({kind}_checkpointing_kwargs={{"use_reentrant": False}})\n'
+        every, second = switch, switch + _SWITCHED_BACK
     else:
         path = repeated_blocks(model)
         every, second = (_AROUND_BLOCKS.format(blocks=f"model.{path}{part}") for part in ("", "[::2]"))
@@ -48,8 +50,7 @@ def repeated_blocks(model: nn.Module) -> str:
     return max(found, key=found.__getitem__)
 
 
-_BY_SWITCH = "model.gradient_checkpointing_enable()"
-_SWITCHED_BACK = """
+_SWITCHED_BACK = """\
 blocks = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
 for block in blocks[1::2]:
     block.gradient_checkpointing = False
