@@ -8,6 +8,7 @@ from typing import Any
 
 DATA = Path(__file__).parents[1] / "data"
 BASE = "2.13.0"
+VERSIONS = ("2.6.0", "2.9.1", "2.13.0", "2.14.1", "2.15.0")
 
 Calls = dict[str, dict[str, str]]
 """Allocations and frees, as samples.text writes them, by operator and sample."""
@@ -64,15 +65,14 @@ def known(version: str) -> dict[str, Difference]:
 def write_known(version: str, differ: dict[str, Difference]) -> None:
     """Put these in place of what was known of a version. A new one has no reason yet: give it one."""
     entries = read_known()
-    for name in sorted({*entries, *differ}):
+    for name in {*entries, *differ}:
         entry = entries.setdefault(name, {"why": ""})
         entry.pop(version, None)
         if name in differ:
             entry[version] = differ[name]
-    KNOWN.write_text(
-        "{\n"
-        + ",\n".join(
-            f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(entries.items()) if len(entry) > 1
-        )
-        + "\n}\n"
-    )
+    lines = []
+    for name, entry in sorted(entries.items()):
+        sizes = {each: entry[each] for each in VERSIONS if each in entry}
+        if sizes:
+            lines.append(f"{json.dumps(name)}: {json.dumps({'why': entry['why'], **sizes})}")
+    KNOWN.write_text("{\n" + ",\n".join(lines) + "\n}\n")
