@@ -6,7 +6,17 @@ from training_steps.case import CASES
 
 ZOO = frozenset(CASES)
 
-from training_steps import attention, decoders, encoders, images, perception, perceptrons, several_networks, tables  # noqa: E402
+from training_steps import (  # noqa: E402
+    attention,
+    decoders,
+    encoders,
+    images,
+    mechanisms,
+    perception,
+    perceptrons,
+    several_networks,
+    tables,
+)
 
 SEEN = frozenset(CASES)
 
@@ -25,6 +35,7 @@ __all__ = [
     "decoders",
     "encoders",
     "images",
+    "mechanisms",
     "perception",
     "perceptrons",
     "quantized",

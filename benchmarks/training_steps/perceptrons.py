@@ -26,8 +26,10 @@ from training_steps.case import (
 MLP = perceptron(1000, 3000, 2999, 10)
 
 
-def optimizer_case(name: str, optimizer: Callable[[nn.Module], Any], gpu: str = "T4", step: Any = plain) -> None:
-    case(f"mlp-{name}", gpu=gpu, model=MLP, optimizer=optimizer, batch=xy(256, 1000), step=step)
+def optimizer_case(
+    name: str, optimizer: Callable[[nn.Module], Any], gpu: str = "T4", step: Any = plain, note: str = ""
+) -> None:
+    case(f"mlp-{name}", gpu=gpu, model=MLP, optimizer=optimizer, batch=xy(256, 1000), step=step, note=note)
 
 
 optimizer_case("adadelta", optim("Adadelta"))
@@ -51,6 +53,14 @@ optimizer_case("rprop-for-loop", optim("Rprop", foreach=False))
 optimizer_case("sgd-nesterov", optim("SGD", momentum=0.9, nesterov=True, weight_decay=1e-4))
 optimizer_case("sgd-fused", optim("SGD", momentum=0.9, fused=True), "H200")
 optimizer_case("sgd-for-loop-weight-decay", optim("SGD", foreach=False, weight_decay=1e-4))
+for name in ("Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "NAdam", "RAdam", "RMSprop"):
+    optimizer_case(f"{name.lower()}-for-loop", optim(name, foreach=False))
+optimizer_case(
+    "asgd-for-loop",
+    optim("ASGD", foreach=False, t0=0),  # it averages from then on
+    note="the emulator averages in the first step too, as it reads 0 for a number that is 1",
+)
+optimizer_case("adamw-fused", optim("AdamW", fused=True))
 optimizer_case("clip-by-infinity-norm", adamw, step=step(clip=1.0, clipping={"norm_type": math.inf}))
 optimizer_case("clip-for-loop", adamw, step=step(clip=1.0, clipping={"foreach": False}))
 optimizer_case("adamw-8-microbatches", adamw, "A100-40GB", step(dtype=torch.bfloat16, accumulate=8))

@@ -1,20 +1,18 @@
-"""Samples of PyTorch's own operator database, the same on both sides, and how one is run.
-
-Run with PYTHONHASHSEED=0: the database goes through sets of strings.
-"""
+"""Samples of PyTorch's own operator database, the same on both sides, and how one is run."""
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.testing._internal.common_methods_invocations import op_db
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-DTYPES = (torch.float32, torch.bfloat16)
-SAMPLES = 3  # of each operator and dtype
+DTYPES = (torch.float32, torch.bfloat16, torch.int64)
+SAMPLES = 3  # of each operator and dtype; the last one with its tensors turned in memory
 LEFT_OUT = ("linalg.", "special", "jiterator", "_segment", "stft", "istft", "fft", "to_sparse", "svd", "sparse")
 LEFT_OUT += ("cholesky", "lu", "qr", "geqrf", "ormqr", "pinverse", "torch.ops", "ops.", "empty", "new_empty")
 
@@ -22,27 +20,46 @@ LEFT_OUT += ("cholesky", "lu", "qr", "geqrf", "ormqr", "pinverse", "torch.ops", 
 def operators() -> Iterator[tuple[str, Any]]:
     """Names and entries, without those that need libraries the emulator lacks (cuSOLVER, cuFFT) or a jitted kernel."""
     for entry in op_db:
-        if not entry.name.startswith(LEFT_OUT):
+        if not entry.name.startswith(LEFT_OUT) and entry.name != "to":  # its samples depend on whether there is a GPU
             yield entry.name + (f".{entry.variant_test_name}" if entry.variant_test_name else ""), entry
 
 
 def samples(entry: Any) -> Iterator[tuple[str, Any]]:
-    """A few samples for each dtype, drawn by the operator's name."""
+    """A few samples for each dtype, drawn by the operator's name, the last of them with its tensors turned."""
     for dtype in DTYPES:
         if dtype not in entry.supported_dtypes("cuda"):
             continue
         random.seed(0)
         torch.manual_seed(0)
         try:
-            found = list(entry.sample_inputs("cpu", dtype, requires_grad=entry.supports_autograd))
+            differentiable = entry.supports_autograd and dtype.is_floating_point
+            found = list(entry.sample_inputs("cpu", dtype, requires_grad=differentiable))
         except Exception:  # the database cannot make them for this dtype
             continue
-        found = [
-            s for s in found if "device" not in s.kwargs and not any(isinstance(a, (str, torch.device)) for a in s.args)
-        ]
+        found = [sample for sample in found if "device" not in described(sample)]
+        found.sort(key=described)  # the database goes through sets, whose order varies
         random.Random(entry.name).shuffle(found)
         for number, sample in enumerate(found[:SAMPLES]):
-            yield f"{str(dtype).removeprefix('torch.')} {number}", sample
+            is_last = number == SAMPLES - 1
+            yield f"{str(dtype).removeprefix('torch.')} {number}", sample.transform(turned) if is_last else sample
+
+
+def turned(value: Any) -> Any:
+    """The same tensor, whose first dimension is the innermost in memory; of what is no tensor, itself."""
+    if not isinstance(value, torch.Tensor) or value.dim() < 2:
+        return value
+    dense = value.detach().transpose(0, -1).contiguous()
+    return dense.transpose(0, -1).requires_grad_(value.requires_grad)
+
+
+def described(sample: Any) -> str:
+    """The sample's arguments, with the shapes, strides and dtypes of tensors."""
+    given = tree_map_only(
+        torch.Tensor,
+        lambda t: f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" + f"/{t.stride()}" * (not t.is_contiguous()),
+        (sample.input, *sample.args, sample.kwargs),
+    )
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(given))
 
 
 def moved(sample: Any, move: Callable[[torch.Tensor], torch.Tensor]) -> tuple[Any, Any, Any]:

@@ -38,7 +38,7 @@ class Recorder(TorchDispatchMode, Follower):
     def __init__(self, compute_capability: tuple[int, int], multiprocessors: int) -> None:
         TorchDispatchMode.__init__(self)
         Follower.__init__(self, compute_capability, multiprocessors)
-        self.stream = 0
+        self._streams: tuple[list[int], list[int]] = ([0], [0])
         self._moved: dict[tuple[int, bool], int] = {}
         """Bytes by step, and whether they went to the host."""
         self.paged = 0
@@ -273,6 +273,22 @@ class Recorder(TorchDispatchMode, Follower):
 
     def _phase_changed(self) -> None:
         self._marks.append(Mark(len(self._events), self.step, self._phase))
+
+    @property
+    def stream(self) -> int:
+        """The stream that the job is on; a node of autograd runs on the one of its forward (Node::stream)."""
+        numbers, streams = self._streams
+        if len(streams) > 1 and self._phase == "backward":
+            node = torch._C._current_autograd_node()
+            if node is not None and (number := node._sequence_nr()) < numbers[-1]:
+                return streams[bisect_right(numbers, number) - 1]
+        return streams[-1]
+
+    def change_stream(self, stream: int) -> None:
+        """The job goes on, on another stream."""
+        numbers, streams = self._streams
+        numbers.append(torch._C._autograd._get_sequence_nr())
+        streams.append(stream)
 
     def follow_sources_up_to(self, code: CodeType) -> None:
         """The function that calls the user's step: lines beyond it have no part in it."""

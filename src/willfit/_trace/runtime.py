@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import torch
@@ -31,13 +31,16 @@ _Generator = torch.Generator
 
 
 class _Stream:
-    """A CUDA stream: a number that allocations are filed under."""
+    """A CUDA stream: a number that allocations are filed under. There are 32 of them, given out in turns.
 
-    _count = 0
+    Source: kStreamsPerPool and get_idx in c10/cuda/CUDAStream.cpp; each priority has such a pool.
+    """
+
+    _given: ClassVar[Counter[int]] = Counter()
 
     def __init__(self, device: Any = None, priority: int = 0, **_: Any) -> None:
-        _Stream._count += 1
-        self.stream_id = self.cuda_stream = _Stream._count
+        self.stream_id = self.cuda_stream = 1 + _Stream._given[priority] % 32 + 32 * abs(priority)
+        _Stream._given[priority] += 1
         self.device = CUDA
         self.priority = priority
 
@@ -76,6 +79,13 @@ class _CpuGenerator(metaclass=_AnyGenerator):
         return _Generator()
 
 
+class _Event(_Stream):
+    """A CUDA event: it is over at once."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.device = CUDA
+
+
 def _default_stream() -> _Stream:
     stream = _Stream.__new__(_Stream)
     stream.stream_id = stream.cuda_stream = stream.priority = 0
@@ -94,12 +104,12 @@ def _cuda_answers(recorder: Recorder, device: Device) -> dict[str, Any]:
             yield
             return
         current.append(stream)
-        recorder.stream = stream.stream_id
+        recorder.change_stream(stream.stream_id)
         try:
             yield
         finally:
             current.pop()
-            recorder.stream = current[-1].stream_id
+            recorder.change_stream(current[-1].stream_id)
 
     def nothing(*_: Any, **__: Any) -> None:
         return None
@@ -134,7 +144,7 @@ def _cuda_answers(recorder: Recorder, device: Device) -> dict[str, Any]:
         "get_rng_state_all": lambda *_: [torch.zeros(16, dtype=torch.uint8)],
         "empty_cache": recorder.empty_cache,
         "Stream": _Stream,
-        "Event": _Stream,
+        "Event": _Event,
         "stream": on_stream,
         "current_stream": lambda *_: current[-1],
         "default_stream": lambda *_: default,
@@ -166,6 +176,8 @@ def cuda_runtime(recorder: Recorder, device: Device) -> Iterator[None]:
     ]
     answers = [answer for answer in answers if hasattr(*answer[:2])]
     with ExitStack() as stack:
+        # first: dynamo looks at torch.cuda when it is imported
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_imports_mended({id(answer): getattr(owner, name) for owner, name, answer in answers}))
         for answer in answers:
             stack.enter_context(patch.object(*answer))
@@ -174,7 +186,6 @@ def cuda_runtime(recorder: Recorder, device: Device) -> Iterator[None]:
         for name in ("range_push", "range_pop", "mark"):
             stack.enter_context(patch.object(torch.cuda.nvtx, name, lambda *_: None))
         stack.enter_context(autocast_contexts_enabled(recorder))
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(patch.object(torch, "clear_autocast_cache", autocast.clearing(torch.clear_autocast_cache)))
         stack.callback(autocast.clear_cache)
         for lists in (_optim, torch.utils._foreach_utils):  # torch.optim's, and that of clip_grad_norm_

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from packaging.version import Version
 
 from willfit._trace.cuda.composing import contiguous, empty, empty_like, operate
 from willfit._trace.fake import run_on_meta
@@ -16,6 +17,12 @@ from willfit._trace.kernels import Call, kernel, nbytes
 from willfit._trace.overrides import overload, override
 
 _SELECTED = ("Max", "Min", "Sort", "Topk", "Kthvalue", "Median", "Nanmedian", "Mode", "Cummax", "Cummin")
+_EXTREMES = tuple(
+    f"{name}Backward{number}"
+    for name in ("Maximum", "Minimum", "Fmax", "Fmin", "Clamp", "ClampMin", "ClampMax")
+    for number in (0, 1)
+    if Version("2.14") <= Version(Version(torch.__version__).base_version)  # its formulas are others
+)
 _CLAMP = ("ClampBackward0", "ClampBackward1")
 
 _IN_PLACE: dict[str, tuple[str, ...]] = {
@@ -26,6 +33,7 @@ _IN_PLACE: dict[str, tuple[str, ...]] = {
     "index_fill.int_Tensor": ("TraceBackward0",),
     "logical_and": (*_CLAMP, "MaxBackward1", "MinBackward1", "MedianBackward0", "NanmedianBackward0"),
     "logical_or": _CLAMP,
+    "masked_fill.Scalar": ("Atan2Backward0", *_EXTREMES),
     "sub.Tensor": ("BinaryCrossEntropyWithLogitsBackward0",),
     "mul.Tensor": ("BinaryCrossEntropyBackward0", "BinaryCrossEntropyWithLogitsBackward0"),
 }
@@ -82,27 +90,26 @@ def mish_backward(own: Callable[..., Any], grad_output: torch.Tensor, self: torc
     return own(grad_output, self) if torch.is_grad_enabled() else torch.empty_like(grad_output)
 
 
-@kernel("max_unpool2d")
-def max_unpool2d(call: Call) -> Any:
-    """The output comes after contiguous copies (aten/src/ATen/native/cuda/MaxUnpooling.cu)."""
-    copies = [contiguous(call, tensor) for tensor in call.args[:2]]
-    out = call.run()
-    while copies:
-        copies.pop()
-    return out
-
-
 @kernel("fractional_max_pool3d_backward")
 def fractional_max_pool3d_backward(call: Call) -> Any:
     """The input's gradient: PyTorch has no meta kernel for it."""
     return empty_like(call, call.args[1], torch.contiguous_format)
 
 
+@kernel("_cdist_forward")
+def cdist(call: Call) -> Any:
+    """Of contiguous points (cdist_impl in aten/src/ATen/native/Distance.cpp)."""
+    copies = [contiguous(call, points) for points in call.args[:2]]
+    out = call.run()
+    del copies
+    return out
+
+
 @kernel("_cdist_backward")
 def cdist_backward(call: Call) -> Any:
     """A buffer of batch, both counts of rows, and columns (aten/src/ATen/native/cuda/DistanceKernel.cu)."""
+    first, second = (contiguous(call, points) for points in call.args[1:3])
     out = call.run()
-    first, second = call.args[1:3]
     with call.temporary(first.numel() * second.size(-2) * first.itemsize if call.args[3] > 0 else 0):
         pass
     return out
@@ -147,6 +154,51 @@ def dist(call: Call) -> Any:
     return operate(call, "linalg_vector_norm", difference, call.argument("p"))
 
 
+@kernel("_pdist_backward")
+def pdist_backward(call: Call) -> Any:
+    """A buffer of a row's distances to all others (aten/src/ATen/native/cuda/DistanceKernel.cu)."""
+    out = call.run()
+    points = call.args[1]
+    with call.temporary((points.size(0) - 1) * nbytes(points)):
+        pass
+    return out
+
+
+@override("cumprod_backward")
+def cumprod_backward(
+    own: Callable[..., Any], grad: torch.Tensor, input: torch.Tensor, dim: int, output: torch.Tensor
+) -> Any:
+    """Without zeros a sum from the end (cumprod_backward in torch/csrc/autograd/FunctionsManual.cpp)."""
+    if torch.is_grad_enabled() or input.numel() <= 1 or input.size(dim) == 1:
+        return own(grad, input, dim, output)
+    product = output * grad
+    is_zero = input == 0
+    if is_zero.any().item():
+        return own(grad, input, dim, output)
+    flipped = product.flip(dim)
+    summed = flipped.cumsum(dim)
+    back = summed.flip(dim)
+    del flipped, summed
+    return back.div(input)
+
+
+@override("where.ScalarOther")
+def filled_value(own: Callable[..., Any], condition: torch.Tensor, self: torch.Tensor, other: float) -> Any:
+    """The gradient of the value in masked_fill sums what it selects (masked_fill_backward in FunctionsManual.cpp)."""
+    if _node().startswith("MaskedFillBackward"):
+        return self.masked_select(condition)
+    return own(condition, self, other)
+
+
+@override("one_hot")
+def one_hot(own: Callable[..., Any], self: torch.Tensor, num_classes: int = -1) -> Any:
+    """Ones scattered into zeros (one_hot in aten/src/ATen/native/Onehot.cpp)."""
+    if not self.numel():
+        return own(self, num_classes)
+    classes = int(self.max().item()) + 1 if num_classes == -1 else num_classes
+    return self.new_zeros((*self.shape, classes)).scatter_(-1, self.unsqueeze(-1), 1)
+
+
 @kernel("logsumexp")
 def logsumexp(call: Call) -> Any:
     """logsumexp_out_impl in aten/src/ATen/native/ReduceOps.cpp."""
@@ -182,6 +234,21 @@ def unfold_backward(call: Call) -> Any:
         with call.temporary(8 * covered):
             pass
     return out
+
+
+@kernel("view_copy")
+def view_copy(call: Call) -> Any:
+    """A contiguous copy, also where a view is not possible (view_copy in aten/src/ATen/native/TensorShape.cpp)."""
+    x, shape = call.args
+    return empty(call, torch._prims_common.infer_size(shape, x.numel()), x.dtype)
+
+
+@kernel("ldexp.Tensor")
+def ldexp(call: Call) -> Any:
+    """A power of two times the input (aten/src/ATen/native/BinaryOps.cpp)."""
+    x, exponent = call.args
+    power = operate(call, "pow.Scalar", 2.0, exponent)
+    return operate(call, "mul.Tensor", x, power)
 
 
 @kernel("im2col", "col2im")

@@ -115,20 +115,8 @@ def _is_done_by_pytorch(call: Call, one: _Convolution) -> bool:
 
 
 def _is_unfolded(call: Call, one: _Convolution) -> bool:
-    """Convolutions that are unfolded into columns, sample by sample: Slow2d and its like."""
+    """Convolutions that are unfolded into columns, sample by sample: Slow2d and its like (unfolded_convolution.py)."""
     return not _is_depthwise(one) and not _cudnn_takes(call, one)
-
-
-def _is_slow2d(call: Call, one: _Convolution) -> bool:
-    """Of those that are unfolded, the plain ones."""
-    plain = one.x.dim() == 4 and one.groups == 1 and not one.transposed and all(step == 1 for step in one.dilation)
-    if not plain:
-        _leave_out_columns(call)
-    return plain
-
-
-def _leave_out_columns(call: Call) -> None:
-    call.recorder.assume("convolutions that cuDNN does not take: the columns that they unfold are not counted")
 
 
 # -- forward -----------------------------------------------------------------------------------------------------------
@@ -140,8 +128,6 @@ def convolution(call: Call) -> Any:
     one = _convolution(call, *call.args[:2])
     if one.x.numel() == 0:
         return call.run()
-    if _is_unfolded(call, one) and not _is_slow2d(call, one):
-        return call.run()
     shape = run_on_meta(call.func, call.args, call.kwargs).shape
     if _is_unfolded(call, one):
         planar = (*shape[:2], 1, *shape[2:]) if len(shape) == 3 else shape
@@ -149,11 +135,14 @@ def convolution(call: Call) -> Any:
         return operate(call, "squeeze.dim", out, 2) if len(shape) == 3 else out
     memory_format = _DENSE if _is_done_by_pytorch(call, one) else _format(one.x, one.weight)
     x = contiguous(call, one.x, memory_format)
-    out = _output(call, shape, x.dtype, memory_format)
-    with call.temporary(0 if one.weight.is_contiguous(memory_format=memory_format) else nbytes(one.weight)):
-        pass
-    if not _is_done_by_pytorch(call, one):
+    if _is_done_by_pytorch(call, one):
+        weight = contiguous(call, one.weight)
+        out = _output(call, shape, x.dtype, memory_format)
+    else:
+        out = _output(call, shape, x.dtype, memory_format)
+        weight = contiguous(call, one.weight, memory_format)
         bound_workspace(call.recorder, one.x, one.weight, out, one.transposed)
+    del weight
     return out
 
 
@@ -199,8 +188,6 @@ def convolution_backward(call: Call) -> Any:
     if one.x.numel() == 0:
         return call.run()
     if _is_unfolded(call, one):
-        if not _is_slow2d(call, one):
-            return call.run()
         dx, dweight, dbias = unfolded_convolution.backward(call, _planar(call, gradient), one.x, one.weight, mask)
         return *_as_given(call, x, dx, dweight), dbias
     compute = _by_pytorch if _is_done_by_pytorch(call, one) else _by_cudnn
@@ -239,12 +226,20 @@ def _by_cudnn(call: Call, one: _Convolution, gradient: torch.Tensor, mask: Seque
 
 def _by_pytorch(call: Call, one: _Convolution, gradient: torch.Tensor, mask: Sequence[bool]) -> _Gradients:
     """conv_depthwise2d_backward_cuda and conv_depthwise3d_backward_cuda."""
-    x, gradient = contiguous(call, one.x), contiguous(call, gradient)
-    dweight = dx = None
-    if x.dim() == 4:
-        dweight = empty(call, one.weight.shape, one.weight.dtype) if mask[1] else None
-        dx = empty(call, x.shape, x.dtype) if mask[0] else None
-    else:
-        dx = empty(call, x.shape, x.dtype) if mask[0] else None
-        dweight = empty(call, one.weight.shape, one.weight.dtype) if mask[1] else None
+    gradient = contiguous(call, gradient)
+    if one.x.dim() == 4:
+        dweight = _like_with(call, one.weight, one.x) if mask[1] else None
+        dx = _like_with(call, one.x, one.weight) if mask[0] else None
+        return dx, dweight
+    x = contiguous(call, one.x)
+    dx = empty(call, x.shape, x.dtype) if mask[0] else None
+    dweight = empty(call, one.weight.shape, one.weight.dtype) if mask[1] else None
     return dx, dweight
+
+
+def _like_with(call: Call, tensor: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+    """The gradient of one operand, for which the other is read in contiguous order."""
+    copy = contiguous(call, read)
+    out = empty(call, tensor.shape, tensor.dtype)
+    del copy
+    return out

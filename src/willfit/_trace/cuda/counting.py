@@ -163,13 +163,15 @@ def isin(call: Call) -> Any:
 
 @kernel("bincount")
 def bincount(call: Call) -> Any:
-    """The largest number is read to know how many bins there are."""
+    """Weights in a floating-point dtype; the largest number is read to know how many bins there are."""
     tensor, weights = call.args[0], call.argument("weights")
     bins = call.argument("minlength", 0)
+    if not tensor.numel():
+        return empty(call, (bins,), torch.int64)
     dtype = torch.int64
     if weights is not None:
         dtype = torch.float32 if weights.dtype == torch.float32 else torch.float64
-    if not tensor.numel():
-        return empty(call, (bins,), torch.int64)
+        if weights.dtype != dtype:
+            weights = call.recorder.run(_aten._to_copy.default, (weights,), {"dtype": dtype})
     with smallest_and_largest(call, tensor):
         return empty(call, (max(bins, 1 + largest_counted(call.recorder, tensor)),), dtype)

@@ -2,13 +2,23 @@
 
 Source: cub/device/dispatch (CCCL 3.0, which CUDA 13.0 ships) with the tunings beside it, called through CUB_WRAPPER in
 ATen/cuda/cub.cuh. What counts is how many items a block takes at once, which is tuned by architecture and types.
+Where PyTorch is a build without CUDA, it is taken to be the version that the wheels on PyPI have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
+from packaging.version import Version
+
 from willfit._trace.cuda.reduction import max_threads_per_multiprocessor
+
+_DEFAULTS = {"2.11": "13.0", "2.8": "12.8", "2.7": "12.6", "2.6": "12.4"}  # of the wheels on PyPI
+_TORCH = Version(Version(torch.__version__).base_version)
+_CUDA = Version(torch.version.cuda or next(cuda for first, cuda in _DEFAULTS.items() if Version(first) <= _TORCH))
+_IS_CCCL_3 = Version("13") <= _CUDA
+_OFFSET = 8 if Version("12.8") <= _CUDA else 4
 
 _DIGITS = 256  # 8 bits in a pass of onesweep
 _SHARED = 48 * 1024
@@ -46,10 +56,14 @@ def _register_bound(threads: int, items: int, itemsize: int) -> int:
 
 
 def _tile_states(items: int, tile: int, itemsize: int, *, primitive: bool = True) -> int:
-    """ScanTileState, after a warp of padding: status and value of each tile in one word, or in arrays of their own."""
+    """ScanTileState, after a warp of padding: status and value of each tile in one word, or in arrays of their own.
+
+    Before CCCL 3.0 the words are not aligned by themselves (cub/agent/single_pass_scan_operators.cuh).
+    """
     tiles = ceil_div(items, tile) + 32
     if primitive:
-        return aliased([tiles * {8: 16, 4: 8}.get(itemsize, 4)])
+        words = tiles * {8: 16, 4: 8}.get(itemsize, 4)
+        return aliased([words]) if _IS_CCCL_3 else words
     return aliased([tiles * 4, tiles * itemsize, tiles * itemsize])
 
 
@@ -169,8 +183,8 @@ def run_length_encode(items: int) -> int:
     return aliased([(ceil_div(items, 128 * 6) + 32) * 16, 0])
 
 
-def unique_by_key(items: int, key: int, value: int, compute_capability: tuple[int, int], offset: int = 8) -> int:
-    """DeviceSelect::UniqueByKey, over 64-bit offsets unless said otherwise."""
+def unique_by_key(items: int, key: int, value: int, compute_capability: tuple[int, int], offset: int = _OFFSET) -> int:
+    """DeviceSelect::UniqueByKey, over 64-bit offsets unless said otherwise; over 32 bits before CCCL 2.7."""
     default = (64, max(1, min(11 * 4 // key, 11)))
     threads, each = _UNIQUE_BY_KEY.get(_architecture(compute_capability), {}).get((key, value), default)
     return aliased([_tile_states(items, threads * each, offset), 0])

@@ -62,7 +62,7 @@ def _summed(
     capability = call.recorder.compute_capability
     size, count = indices.element_size(), indices.numel()
     held = [empty_like(call, indices, _DENSE) for _ in range(2)]
-    bits = cub.number_of_bits(rows)
+    bits = cub.number_of_bits(rows) if Version("2.13") <= _TORCH else None  # pull request 183578
     with call.temporary(
         size * count, cub.radix_sort(count, size, size, capability, call.recorder.multiprocessors, bits)
     ):

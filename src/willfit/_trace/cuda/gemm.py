@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from packaging.version import Version
 
+from willfit._trace.cuda.composing import operate
 from willfit._trace.kernels import Call, kernel, nbytes
 from willfit._trace.recorder import Recorder
 
@@ -75,6 +76,17 @@ def addmm(call: Call) -> Any:
     return _product(call, _unreadable_matrices(first, second), lt=lt)
 
 
+@kernel("addbmm")
+def addbmm(call: Call) -> Any:
+    """A product after the other, added up (addbmm_impl_ in aten/src/ATen/native/LinearAlgebra.cpp)."""
+    out = call.run()
+    for number in range(call.args[1].size(0) if call.args[1].size(2) else 0):
+        first, second = (operate(call, "select.int", batch, 0, number) for batch in call.args[1:3])
+        with call.temporary(*map(nbytes, _unreadable_matrices(first, second))):
+            take_workspace(call, _is_for_lt(out, first, second, call.argument("beta")))
+    return out
+
+
 @kernel("bmm")
 def bmm(call: Call) -> Any:
     """Products of a batch of matrices."""
@@ -88,9 +100,11 @@ def baddbmm(call: Call) -> Any:
 
 
 def _product(call: Call, copied: list[torch.Tensor], lt: bool = False) -> Any:
+    """Nothing is multiplied where a factor or the result has no elements."""
     out = call.run()
-    with call.temporary(*map(nbytes, copied)):
-        take_workspace(call, lt)
+    if out.numel() and call.args[-1].numel():
+        with call.temporary(*map(nbytes, copied)):
+            take_workspace(call, lt)
     return out
 
 

@@ -7,15 +7,17 @@ MultiLabelMarginCriterion.cu, NLLLoss2d.cu and LossCTC.cu beside it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from willfit._trace.cuda.composing import empty, empty_like, operate
+from willfit._trace.cuda.composing import contiguous, empty, empty_like, operate
 from willfit._trace.cuda.reduction import accumulate_type, iteration, parts, workspace
 from willfit._trace.fake import FakeCudaTensor
 from willfit._trace.kernels import Call, kernel, nbytes
+from willfit._trace.overrides import override
+from willfit._trace.recorder import Recorder
 
 _NONE, _MEAN, _SUM = range(3)
 
@@ -67,6 +69,12 @@ def structured(call: Call) -> Any:
     _reduce_into_output(call, loss, reduction)
     del loss
     return _as_scalar(call, out)
+
+
+@kernel("mse_loss_backward", "smooth_l1_loss_backward", "huber_loss_backward")
+def structured_backward(call: Call) -> Any:
+    """A contiguous gradient, whatever the input is like (mse_loss_backward in Loss.cpp)."""
+    return empty_like(call, call.args[1], torch.contiguous_format)
 
 
 @kernel("huber_loss")
@@ -150,25 +158,30 @@ def multi_margin_loss(call: Call) -> Any:
     """A loss for each sample, summed."""
     x, reduction = call.args[0], call.argument("reduction")
     samples = x.size(0) if x.dim() == 2 else 1
-    if reduction == _NONE and x.dim() == 2:
-        return empty(call, (samples,), x.dtype)
-    out = empty(call, (), x.dtype)
-    if x.dim() == 2:
+    out = empty(call, (samples,) if reduction == _NONE and x.dim() == 2 else (), x.dtype)
+    copy = contiguous(call, x)
+    if reduction != _NONE and x.dim() == 2:
         losses = empty(call, (samples,), x.dtype)
         _reduce_into_output(call, losses, _SUM)
+        del losses
+    del copy
     return out
 
 
 @kernel("multi_margin_loss_backward", "multilabel_margin_loss_backward")
 def margin_loss_backward(call: Call) -> Any:
-    """The input's gradient."""
-    return empty_like(call, call.args[1], torch.contiguous_format)
+    """The input's gradient, then copies of what is not contiguous."""
+    out = empty_like(call, call.args[1], torch.contiguous_format)
+    copies = [contiguous(call, tensor) for tensor in call.args[1:3]]
+    del copies
+    return out
 
 
 @kernel("multilabel_margin_loss_forward")
 def multilabel_margin_loss(call: Call) -> Any:
     """What is a target, for backward, and a loss for each sample, summed."""
     x, target, reduction = call.args[:3]
+    copies = [contiguous(call, tensor) for tensor in (x, target)]
     is_target = empty(call, target.shape, x.dtype)
     samples = (x.size(0),) if x.dim() == 2 else ()
     losses = empty(call, samples, x.dtype)
@@ -176,27 +189,50 @@ def multilabel_margin_loss(call: Call) -> Any:
         return losses, is_target
     out = empty(call, (), x.dtype)
     _reduce_into_output(call, losses, _SUM)
+    del losses
+    del copies
     return out, is_target
 
 
 # -- connectionist temporal classification -----------------------------------------------------------------------------
 
 
-def _ctc_states(call: Call, targets: torch.Tensor, target_lengths: Sequence[int] | torch.Tensor) -> int:
-    """``2 * max_target_length + 1``; the longest that fits where lengths lie on the GPU."""
-    if isinstance(target_lengths, FakeCudaTensor):
-        call.recorder.assume("CTC loss: the lengths of targets are not known: taken as the longest that fit")
-        return 2 * (targets.size(1) if targets.dim() == 2 else targets.numel()) + 1
-    known = target_lengths.tolist() if isinstance(target_lengths, torch.Tensor) else target_lengths
-    return 2 * max(known, default=0) + 1
+@override("ctc_loss.Tensor")
+def ctc_loss_of_tensors(
+    own: Callable[..., Any],
+    log_probs: torch.Tensor,
+    targets: torch.Tensor,
+    input_lengths: torch.Tensor,
+    target_lengths: torch.Tensor,
+    *options: Any,
+) -> Any:
+    """Lengths are read as numbers; PyTorch does not do that for tensor subclasses, which a fake tensor is one of."""
+    recorder = torch._C._get_dispatch_mode(Recorder._mode_key)
+    if not isinstance(recorder, Recorder):
+        return own(log_probs, targets, input_lengths, target_lengths, *options)
+    longest = targets.size(1) if targets.dim() == 2 else targets.numel()
+    lengths = [
+        _lengths(recorder, input_lengths, log_probs.size(0)),
+        _lengths(recorder, target_lengths, longest),
+    ]
+    return torch.ops.aten.ctc_loss.IntList(log_probs, targets, *lengths, *options)
 
 
-@kernel("_ctc_loss", "_ctc_loss.Tensor")
+def _lengths(recorder: Recorder, lengths: torch.Tensor, longest: int) -> list[int]:
+    """The numbers in a tensor; the longest that fit where they are on the GPU and not known."""
+    known = recorder.known.of(lengths) if isinstance(lengths, FakeCudaTensor) else lengths
+    if known is not None:
+        return known.tolist()
+    recorder.assume("CTC loss: lengths are not known: taken as the longest that fit")
+    return [longest] * lengths.numel()
+
+
+@kernel("_ctc_loss")
 def ctc_loss(call: Call) -> Any:
     """Forward variables of each batch, time and state; lengths and offsets are copied to the GPU."""
-    log_probs, targets, _, target_lengths = call.args[:4]
+    log_probs, _, _, target_lengths = call.args[:4]
     time, batch = log_probs.size(0), log_probs.size(1)
-    states = _ctc_states(call, targets, target_lengths)
+    states = 2 * max(target_lengths, default=0) + 1
     lengths = [call.take(8 * batch) for _ in range(3)]
     alpha = empty(call, (batch, time, states), log_probs.dtype)
     loss = empty(call, (batch,), log_probs.dtype)
@@ -204,7 +240,7 @@ def ctc_loss(call: Call) -> Any:
     return loss, alpha
 
 
-@kernel("_ctc_loss_backward", "_ctc_loss_backward.Tensor")
+@kernel("_ctc_loss_backward")
 def ctc_loss_backward(call: Call) -> Any:
     """Backward variables as large as the forward ones."""
     log_probs, alpha = call.args[1], call.args[6]

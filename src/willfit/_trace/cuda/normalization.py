@@ -28,6 +28,7 @@ _DENSE = torch.contiguous_format
 _TORCH = Version(Version(torch.__version__).base_version)
 _KEEPS_CHANNELS_LAST = Version("2.15") <= _TORCH
 _COPIES_LATE = Version("2.14") <= _TORCH
+_MEANS_IN_FP32 = Version("2.10") <= _TORCH  # not in 2.9
 
 
 def _group_format(x: torch.Tensor) -> torch.memory_format:
@@ -46,7 +47,8 @@ def group_norm(call: Call) -> Any:
     out = empty_like(call, x, memory_format)
     mean, rstd = (empty(call, (batch, groups), x.dtype) for _ in range(2))
     x = contiguous(call, x, memory_format)
-    sizes = [] if accumulator == x.itemsize else [batch * groups * accumulator] * 2
+    has_both_means = _MEANS_IN_FP32 and accumulator != x.itemsize
+    sizes = [batch * groups * accumulator] * 2 if has_both_means else []
     if memory_format != _DENSE or (plane != 1 and (gamma is not None or beta is not None)):
         sizes += [batch * channels * accumulator] * 2
     if out.numel():
@@ -64,7 +66,8 @@ def group_norm_backward(call: Call) -> Any:
     x, gradient = contiguous(call, x, memory_format), contiguous(call, gradient, memory_format)
     dx = empty_like(call, x, memory_format) if mask[0] else None
     outputs = (dx, *_gradients(call, mask[1:], gamma, gamma))
-    held = [call.take(batch * channels * accumulator) for _ in range(2)]
+    has_sums = plane != 1 or not _COPIES_LATE
+    held = [call.take(batch * channels * accumulator) for _ in range(2)] if has_sums else []
     if mask[0]:
         factors = [batch * groups * accumulator] * 2
         if memory_format == _DENSE and plane != 1 and gamma is not None:
@@ -131,8 +134,10 @@ class _FusedRmsNorm(torch.autograd.Function):
         """The output, and the reciprocal of the root for backward."""
         axis = x.dim() - len(shape)
         dense = x.contiguous()
+        factors = None if weight is None else weight.contiguous()
         out = torch.empty_like(dense)
         rstd = x.new_empty((*x.shape[:axis], *[1] * len(shape)), dtype=accumulated(x.dtype))
+        del factors
         ctx.save_for_backward(x, weight, rstd)
         ctx.shape = shape
         return out
@@ -172,9 +177,11 @@ def rms_norm_backward(call: Call) -> Any:
     """As that of layer_norm."""
     gradient, x, shape, _, gamma, mask = call.args
     x = contiguous(call, x)
+    read = x if gamma is None else contiguous(call, gamma)
     outputs = list(_gradients(call, mask, x, gamma))
     gradient = contiguous(call, gradient)
     _summed_in_parts(call, outputs, _rows(x, shape), math.prod(shape))
+    del read
     return tuple(outputs)
 
 

@@ -25,7 +25,7 @@ def to(own: Callable[..., Any], self: torch.Tensor, *args: Any, **kwargs: Any) -
         (
             a
             for a in (*args, kwargs.get("device"), kwargs.get("other"))
-            if a is not None and not isinstance(a, (bool, torch.dtype))
+            if a is not None and not isinstance(a, (bool, torch.dtype, torch.memory_format))
         ),
         None,
     )
@@ -38,12 +38,11 @@ def to(own: Callable[..., Any], self: torch.Tensor, *args: Any, **kwargs: Any) -
     flags = [a for a in args if isinstance(a, bool)]
     non_blocking = kwargs.get("non_blocking", flags[0] if flags else False)
     copy = kwargs.get("copy", flags[1] if len(flags) > 1 else False)
-    memory_format = kwargs.get("memory_format")
+    formats = (a for a in (*args, kwargs.get("memory_format")) if isinstance(a, torch.memory_format))
+    memory_format = next(formats, torch.preserve_format)
     here = self.device
     there = here if device is None else CUDA if device.type in ("cuda", "meta") else device
     dtype = dtype or self.dtype
-    if memory_format is None:
-        memory_format = torch.preserve_format
     if (
         not copy
         and dtype == self.dtype

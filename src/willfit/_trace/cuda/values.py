@@ -90,8 +90,12 @@ def any_(call: Call) -> Any:
 
 @kernel("isnan", "isinf")
 def not_finite(call: Call) -> Any:
-    """``isnan()`` and ``isinf()`` are false."""
+    """``isnan()`` and ``isinf()`` are false; the latter is ``abs() == inf`` (isinf in TensorCompare.cpp)."""
+    tensor = call.args[0]
+    is_compared = call.func is torch.ops.aten.isinf.default and tensor.is_floating_point()
+    absolute = operate(call, "abs", tensor) if is_compared else None
     out = call.run()
+    del absolute
     remember(call.recorder, out, call.func._schema.name.removeprefix("aten::"))
     return out
 
