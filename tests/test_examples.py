@@ -45,7 +45,7 @@ def test_the_small_model_fits_a_t4() -> None:
     ("code", "arguments"),
     [
         (0, ["examples/finetune_llama.py"]),
-        (1, ["-m", "willfit", "check", "examples/finetune_llama.py:build", "--on", "T4"]),
+        (1, ["-m", "willfit", "check", "examples/finetune_llama.py:build", "--on", "T4", "--no-advise"]),
     ],
 )
 def test_llama_is_refused_on_a_t4_with_the_bill(code: int, arguments: list[str]) -> None:
@@ -57,7 +57,17 @@ def test_llama_is_refused_on_a_t4_with_the_bill(code: int, arguments: list[str])
     assert "8.03 billion parameters, all trainable, in bfloat16" in said
     for role, size in {"parameters": "14.96 GiB", "gradients": "14.96 GiB", "optimizer states": "29.92 GiB"}.items():
         assert re.search(rf"^  {role} +{size} ", ran.stdout, re.MULTILINE), role
-    assert max(map(len, ran.stdout.partition("DOES NOT FIT")[2].splitlines())) <= 80
+    bill, _, advice = ran.stdout.partition("DOES NOT FIT")[2].partition("What would make it fit on T4")
+    assert max(map(len, bill.splitlines())) <= 80
+    if code == 0:  # the guard's refusal
+        assert re.search(r"^1\. 4-bit weights .*\n   FITS: needs 13\.[0-9]+ GiB", advice, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("job", "code"), [("lora", 1), ("qlora", 0)])
+def test_following_the_advice_llama_fits_a_t4(job: str, code: int) -> None:
+    pytest.importorskip("bitsandbytes")
+    ran = run("-m", "willfit", "check", f"examples/llama_on_a_t4.py:{job}", "--on", "T4", "--no-advise")
+    assert ran.returncode == code, ran.stderr
 
 
 def workflow_commands() -> list[str]:

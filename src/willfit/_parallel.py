@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -11,6 +13,8 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h; forks are made on Linux alone
 
 _work: list[Callable[[], Any]] = []
 
@@ -47,7 +51,11 @@ def each_of(
 
 
 def _begin() -> None:
-    """In a new process: OpenMP's threads did not come along, and PyTorch would wait for them."""
+    """In a new process: end when the parent is killed, which a pool does not notice.
+
+    OpenMP's threads did not come along, and PyTorch would wait for them.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
 

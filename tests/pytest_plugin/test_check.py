@@ -508,6 +508,20 @@ def test_disagrees(willfit, monkeypatch):
     result.stdout.fnmatch_lines(["E *RuntimeError: measured 2.00 GiB, predicted 1.00 GiB"])
 
 
+def test_a_job_is_verified_for_real(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        JOB
+        + """
+@pytest.mark.willfit(on=TOY, steps=2)
+def test_it(willfit):
+    verification = willfit.verify(*job, loss=loss, using="cpu")
+    assert verification.agrees
+    assert {phase.step for phase in verification.phases} == {0, 1, 2}
+"""
+    )
+    pytester.runpytest().assert_outcomes(passed=1)
+
+
 def test_advice_for_a_job_that_does_not_fit_fails_no_test(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         JOB

@@ -17,10 +17,12 @@ from willfit._pytest.settings import AS_MARKED, Settings
 from willfit._units import format_size
 
 if TYPE_CHECKING:
+    from willfit._advice import Advice
     from willfit._devices import Device
     from willfit._footprint import Footprint
     from willfit._job import Loss
     from willfit._run import Step
+    from willfit._verify.verification import Verification
 
 
 class WillfitFixture:
@@ -125,7 +127,7 @@ class WillfitFixture:
             warnings.warn(f"{footprint.job.model} is a tight fit on {footprint.device.name}", WillfitWarning, 2)
         return footprint
 
-    def verify(self, model: Any, optimizer: Any, batch: Any, step: Step | None = None, **options: Any) -> Any:
+    def verify(self, model: Any, optimizer: Any, batch: Any, step: Step | None = None, **options: Any) -> Verification:
         """What `willfit.verify` returns for the test's GPU and steps; fails the test where it disagrees.
 
         Args:
@@ -139,7 +141,7 @@ class WillfitFixture:
 
         return willfit.verify(model, optimizer, batch, step, **self._as_marked(options)).check()
 
-    def advise(self, model: Any, optimizer: Any, batch: Any, step: Step | None = None, **options: Any) -> Any:
+    def advise(self, model: Any, optimizer: Any, batch: Any, step: Step | None = None, **options: Any) -> Advice:
         """What `willfit.advise` returns for the test's GPU and steps; never fails the test for what it says.
 
         Args:
