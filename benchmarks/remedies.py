@@ -128,10 +128,13 @@ def summary(rows: list[dict[str, Any]]) -> None:
     print("| --- | --- | --- | --- | --- | --- |")
     for name in dict.fromkeys(row["job"] for row in rows):
         of_job = {row["change"]: row for row in rows if row["job"] == name}
-        both = [row for row in of_job.values() if not isinstance(row["symbolic"], str)]
+        both = [row for row in of_job.values() if not {type(row["symbolic"]), type(row["emulated"])} & {str}]
         errors = [[p / m - 1 for p, m in zip(row["symbolic"], row["emulated"], strict=True)] for row in both]
         worst = [max((error[i] for error in errors), key=abs) for i in (0, 1)]
         equal = sum(row["symbolic"] == row["emulated"] for row in both)
+        for row in of_job.values():
+            if row not in both:
+                print(f"not compared: {row}", file=sys.stderr)
         gpu = next(iter(of_job.values()))["gpu"]
         print(f"| {name} | {gpu} | {len(both)} | {equal} | {worst[0]:+.3%} | {worst[1]:+.3%} |")
 

@@ -6,6 +6,7 @@ dtype, is returned as it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -58,20 +59,78 @@ def to(own: Callable[..., Any], self: torch.Tensor, *args: Any, **kwargs: Any) -
 @kernel("_to_copy")
 def to_copy(call: Call) -> Any:
     """A copy to the CPU has values by the policy; any other is an allocation on the GPU."""
-    source, device = call.args[0], call.kwargs.get("device")
+    source, device, dtype = call.args[0], call.kwargs.get("device"), call.kwargs.get("dtype")
+    non_blocking = call.kwargs.get("non_blocking", False)
     if device is not None and device.type == "cpu":
         call.recorder.moved(source.nbytes, to_host=True)
-        return known_on_cpu(call.recorder, source, call.kwargs.get("dtype"))
+        is_alike = torch.ops.aten.is_non_overlapping_and_dense(source)  # then the copy has its strides
+        _convert_for_the_host(call, source, dtype or source.dtype, is_alike, non_blocking)
+        return known_on_cpu(call.recorder, source, dtype)
+    made = call.run()
     if not isinstance(source, FakeCudaTensor):
         call.recorder.moved(source.nbytes, to_host=False)
-    return call.run()
+        _convert_for_the_gpu(call, source, made, non_blocking)
+    return made
 
 
 @kernel("copy_")
 def copy_(call: Call) -> Any:
-    """A copy into a CPU tensor changes no memory on the GPU; its values stay what they were."""
+    """A copy into a CPU tensor leaves nothing on the GPU; its values stay what they were."""
     destination, source = call.args[:2]
-    on_gpu = isinstance(destination, FakeCudaTensor)
-    if on_gpu != isinstance(source, FakeCudaTensor):
-        call.recorder.moved(source.nbytes, to_host=not on_gpu)
-    return call.run() if on_gpu else destination
+    non_blocking = call.argument("non_blocking", False)
+    if not isinstance(destination, FakeCudaTensor):
+        call.recorder.moved(source.nbytes, to_host=True)
+        is_alike = _are_alike(source, destination)
+        _convert_for_the_host(call, source, destination.dtype, is_alike, non_blocking, destination.shape)
+        return destination
+    if not isinstance(source, FakeCudaTensor):
+        call.recorder.moved(source.nbytes, to_host=False)
+        _convert_for_the_gpu(call, source, destination, non_blocking)
+    return call.run()
+
+
+# -- temporaries -------------------------------------------------------------------------------------------------------
+#
+# What is of one dtype and laid out alike on both sides is moved as it is. Else it is put in order, and converted: on
+# the GPU where the host does not wait, else on the host. Source: copy_requires_temporaries and copy_kernel_cuda in
+# aten/src/ATen/native/cuda/Copy.cu.
+
+
+def _convert_for_the_host(
+    call: Call,
+    source: torch.Tensor,
+    dtype: torch.dtype,
+    is_alike: bool,
+    non_blocking: bool,
+    shape: torch.Size | None = None,
+) -> None:
+    """``shape`` is what the source is expanded to, if it is."""
+    count = math.prod(shape or source.shape)
+    if count < 2 or (is_alike and dtype == source.dtype):
+        return
+    converted = []
+    if non_blocking and dtype != source.dtype:
+        converted.append(call.take(source.numel() * dtype.itemsize))
+    if not source.is_contiguous() or count != source.numel():
+        with call.temporary(count * (dtype if non_blocking else source.dtype).itemsize):
+            call.give_back(*converted)
+    else:
+        call.give_back(*converted)
+
+
+def _convert_for_the_gpu(call: Call, source: torch.Tensor, destination: torch.Tensor, non_blocking: bool) -> None:
+    same_dtype = source.dtype == destination.dtype
+    if destination.numel() < 2 or (same_dtype and _are_alike(source, destination)):
+        return
+    if not destination.is_contiguous() or (non_blocking and not same_dtype):
+        dtype = source.dtype if non_blocking else destination.dtype
+        with call.temporary(destination.numel() * dtype.itemsize):
+            pass
+
+
+def _are_alike(source: torch.Tensor, destination: torch.Tensor) -> bool:
+    """Whether one tensor's memory goes to the other's in one piece."""
+    if source.shape != destination.shape or not torch.ops.aten.is_non_overlapping_and_dense(source):
+        return False
+    strides = zip(source.shape, source.stride(), destination.stride(), strict=True)
+    return all(size == 1 or one == other for size, one, other in strides)
