@@ -90,19 +90,20 @@ JOBS: dict[str, tuple[str, Callable[[], Job]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="JOB")
+    parser.add_argument("--change", action="append", default=[], help="this one alone, such as lora; may be repeated")
     parser.add_argument("--summary", action="store_true")
     options = parser.parse_args()
     file = HERE / f"remedies-{torch.__version__.partition('+')[0]}.jsonl"
     if not options.summary:
         for name in options.names or JOBS:
-            for row in compared(name):
+            for row in compared(name, options.change):
                 with file.open("a") as out:
                     print(json.dumps(row), file=out)
                 print(*row.values(), flush=True)
     summary([json.loads(line) for line in file.read_text().splitlines()])
 
 
-def compared(name: str) -> Any:
+def compared(name: str, only: list[str]) -> Any:
     gpu, build = JOBS[name]
     job, device = build(), find_device(gpu)
     trials = {engine: Trials(job, device, STEPS, engine) for engine in ("symbolic", "emulated")}
@@ -112,6 +113,8 @@ def compared(name: str) -> Any:
         print(f"{name}: {remedy}: {reason}", flush=True)
     for changes in proposed.values():
         for change in changes:
+            if only and change.name not in only:
+                continue
             found = {engine: each.attempt([change], STEPS) for engine, each in trials.items()}
             row: dict[str, Any] = {"job": name, "gpu": gpu, "change": change.name}
             for engine, result in found.items():
