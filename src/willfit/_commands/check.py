@@ -86,7 +86,7 @@ def _run(arguments: argparse.Namespace) -> int:
     with stdout_as_stderr() if as_json else nullcontext(), progress_line() as progress:
         footprint, answers, advice = _predict(arguments, progress)
     if footprint is None:
-        return _print_answers(answers, as_json, arguments.strict)
+        return print_answers(answers, as_json, arguments.strict)
     if as_json:
         write_json(footprint.to_dict() | ({} if advice is None else {"advice": advice.to_dict()}))
     elif advice is not None:
@@ -97,7 +97,7 @@ def _run(arguments: argparse.Namespace) -> int:
         from willfit._render.sentences import tightness
 
         say(f"warning: it fits, but tightly. {tightness(footprint)}")
-    return _exit_code([footprint.verdict], arguments.strict)
+    return exit_code([footprint.verdict], arguments.strict)
 
 
 _OF_THE_BILL = ("advise", "all", "max_batch", "max_seq_len")
@@ -187,7 +187,7 @@ def _largest(arguments: argparse.Namespace, as_json: bool) -> int:
     return FITS if found.size else DOES_NOT_FIT
 
 
-def _print_answers(answers: tuple[Answer, ...], as_json: bool, strict: bool) -> int:
+def print_answers(answers: tuple[Answer, ...], as_json: bool, strict: bool) -> int:
     if as_json:
         write_json(_answers_dict(answers))
     else:
@@ -195,7 +195,7 @@ def _print_answers(answers: tuple[Answer, ...], as_json: bool, strict: bool) -> 
 
         lines = {each.device.name: each.footprint if each.footprint is not None else each.error for each in answers}
         write(fits_text(lines, color=colour_wanted(sys.stdout)))
-    return _exit_code([each.footprint.verdict for each in answers if each.footprint is not None], strict)
+    return exit_code([each.footprint.verdict for each in answers if each.footprint is not None], strict)
 
 
 def _answers_dict(answers: tuple[Answer, ...]) -> dict[str, Any]:
@@ -210,6 +210,6 @@ def _answers_dict(answers: tuple[Answer, ...]) -> dict[str, Any]:
     return {"schema": job["schema"], "job": job["job"], "steps": job["steps"], "devices": rows}
 
 
-def _exit_code(verdicts: Sequence[str | None], strict: bool) -> int:
+def exit_code(verdicts: Sequence[str | None], strict: bool) -> int:
     good = ("fits",) if strict else ("fits", "tight")
     return FITS if any(verdict in good for verdict in verdicts) else DOES_NOT_FIT
