@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import glob
 import io
 import os
 import pathlib
@@ -108,10 +109,10 @@ class _Overlay:
             setattr(os, name, self._renaming(self._os[name]))
         os.mkdir, os.open, os.listdir, os.scandir = self.mkdir, self.open_fd, self.listdir, self.scandir
         builtins.open = io.open = self.open
-        if accessor := getattr(pathlib, "_NormalAccessor", None):  # Python 3.10 has looked the functions up already
-            for name in ("stat", "listdir", "scandir", "chmod", "mkdir", "unlink", "rmdir", "rename", "replace"):
-                setattr(accessor, name, staticmethod(getattr(os, name)))
-            accessor.open = staticmethod(self.open)
+        for cls in (getattr(module, name, None) for module, name in _EARLY):
+            for name in vars(cls) if cls else ():
+                if name in _FUNCTIONS:
+                    setattr(cls, name, staticmethod(getattr(os, name) if name != "open" else self.open))
 
     # -- where a path is ----------------------------------------------------------------------------------------
 
@@ -245,6 +246,9 @@ class _Overlay:
 _READ = ("stat", "lstat", "access", "readlink", "chdir")
 _REMOVE = ("remove", "unlink", "rmdir")
 _CHANGE = (*_REMOVE, "chmod", "utime", "truncate")
+_FUNCTIONS = frozenset((*_READ, *_CHANGE, "mkdir", "rename", "replace", "listdir", "scandir", "open"))
+# Classes of the standard library's that have looked functions of os up already: in Python 3.10, in 3.13, from 3.14 on.
+_EARLY: tuple[tuple[Any, str], ...] = ((pathlib, "_NormalAccessor"), (glob, "_Globber"), (glob, "_StringGlobber"))
 
 
 class _Entries:
