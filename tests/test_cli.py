@@ -139,7 +139,7 @@ def test_strict_lets_a_job_pass_that_fits() -> None:
     [
         [],
         ["--nothing"],
-        ["check"],
+        ["verify"],  # a TARGET is missing
         ["check", "train.py:build", "--format", "xml"],
         ["check", "train.py:build", "--steps", "0"],
         ["check", "train.py:build", "--steps", "two"],

@@ -69,6 +69,7 @@ def test_the_command_line_starts_without_torch() -> None:
 PLAIN = (
     *("_allocator", "_allocator_settings", "_device_catalogue", "_devices", "_errors", "_footprint", "_replay"),
     *("_render.text", "_render.fits", "_render.devices", "_trace.trace", "_units", "_which_fit"),
+    *("_changed", "_checks", "_project", "_render.checks", "_render.github", "_render.junit", "_render.sarif"),
     *("_verify.verification", "_verify.compare", "_verify.records", "_render.verification", "_render.accuracy"),
 )
 

@@ -89,7 +89,7 @@ class Run:
             finally:
                 for hook in hooks:
                     hook.remove()
-            trace = follower.trace(count, _summary(self._model, self._optimizer, self._batch))
+            trace = follower.trace(count, summary_of(self._model, self._optimizer, self._batch))
             self._kept = None
         return trace
 
@@ -172,7 +172,7 @@ def _holds_gradients(optimizer: Any) -> bool:
 # -- what kind of job it is ----------------------------------------------------------------------------------
 
 
-def _summary(model: nn.Module, optimizer: Any, batch: Any) -> JobSummary:
+def summary_of(model: nn.Module, optimizer: Any, batch: Any) -> JobSummary:
     counts: Counter[str] = Counter()
     for parameter in model.parameters():
         dtype, number = str(parameter.dtype).removeprefix("torch."), parameter.numel()

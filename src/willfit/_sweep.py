@@ -16,6 +16,7 @@ from willfit._errors import JobError, UsageError
 from willfit._footprint import Footprint
 from willfit._parallel import each_of
 from willfit._predict import check_engine
+from willfit._project import FULL
 from willfit._remedies.remedy import Change
 from willfit._trace.trace import Engine
 from willfit._trials import Trials, proposals
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 
     from willfit._job import Loss
     from willfit._run import Step
-
-FULL = "full"
-"""The method that changes nothing."""
 
 SCHEMA = 1
 """Version of ``Sweep.to_dict()``."""

@@ -39,7 +39,7 @@ def imported(target: str) -> Iterator[Callable[[], tuple[Any, ...]]]:
     path = Path(home).resolve() if is_file else None
     if path is not None and not path.is_file():
         raise TargetError(f"there is no file {home!r} here ({Path.cwd()})")
-    directory, module_name = _where(path) if path is not None else (Path.cwd(), home)
+    directory, module_name = where(path) if path is not None else (Path.cwd(), home)
     new = module_name not in sys.modules
     sys.path.insert(0, str(directory))
     try:
@@ -80,7 +80,7 @@ def _is_users(filename: str) -> bool:
     return not foreign
 
 
-def _where(path: Path) -> tuple[Path, str]:
+def where(path: Path) -> tuple[Path, str]:
     """The directory to import a file from, and the module's name: with its packages, where it has any."""
     directory, parts = path.parent, [path.stem]
     while (directory / "__init__.py").is_file():

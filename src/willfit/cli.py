@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 
 from willfit import __version__
-from willfit._commands import accuracy, check, devices, sweep, verify
+from willfit._commands import accuracy, check, devices, run, sweep, verify
 from willfit._commands.options import COULD_NOT_TELL, INTERRUPTED, USAGE
 from willfit._commands.streams import report, say
 from willfit._errors import UsageError, WillfitError
@@ -44,6 +44,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"willfit {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (check, sweep, verify, accuracy, devices):
+    for command in (check, run, sweep, verify, accuracy, devices):
         command.add(commands)
     return parser

@@ -1,4 +1,4 @@
-"""``willfit check TARGET``: predict a training job, and whether it fits."""
+"""``willfit check [TARGET]``: predict a training job, and whether it fits; without TARGET, those of pyproject.toml."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from willfit._commands.options import (
     add_target,
 )
 from willfit._commands.streams import Progress, progress_line, say, stdout_as_stderr, write, write_json
+from willfit._commands.targets import CI_FORMATS, check_one, check_project
+from willfit._errors import UsageError
 from willfit._render.paper import colour_wanted
 
 if TYPE_CHECKING:
@@ -32,11 +34,12 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "check",
         help="predict a training job, and whether it fits a GPU",
-        description="Predicts a training job: the itemised bill, and whether it fits a GPU.",
+        description="Predicts a training job: the itemised bill, and whether it fits a GPU. Without TARGET, all that "
+        "pyproject.toml has under [[tool.willfit.target]], each held to its GPUs and its limit.",
         epilog=EXIT_CODES,
         allow_abbrev=False,
     )
-    add_target(parser)
+    add_target(parser, optional=True)
     parser.add_argument(
         "--on",
         metavar="GPU",
@@ -58,18 +61,32 @@ def add(commands: Any) -> None:
     )
     sizes.add_argument("--max-seq-len", action="store_true", help="find the longest sequences that fit, likewise")
     parser.add_argument("--strict", action="store_true", help="a tight fit does not count as one: exit code 1")
-    add_format(parser)
-    parser.set_defaults(run=_run)
+    parser.add_argument(
+        "--changed",
+        nargs="*",
+        metavar="FILE",
+        help="of the targets in pyproject.toml, only those that depend on one of these files",
+    )
+    add_format(parser, *CI_FORMATS)
+    parser.set_defaults(run=_run, defaults=parser.get_default)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.target is None:
+        return check_project(arguments, _given(arguments, *_OF_ONE_TARGET))
+    if arguments.changed is not None:
+        raise UsageError("--changed is for the targets of pyproject.toml, and not for one that is given")
+    if arguments.format in CI_FORMATS:
+        if of_the_bill := _given(arguments, *_OF_THE_BILL):
+            raise UsageError(f"{of_the_bill[0]} is for --format text and json, and not for {arguments.format}")
+        return check_one(arguments)
     as_json = arguments.format == "json"
     if arguments.max_batch or arguments.max_seq_len:
         return _largest(arguments, as_json)
     with stdout_as_stderr() if as_json else nullcontext(), progress_line() as progress:
         footprint, answers, advice = _predict(arguments, progress)
     if footprint is None:
-        return _print_answers(answers, as_json, arguments.strict)
+        return print_answers(answers, as_json, arguments.strict)
     if as_json:
         write_json(footprint.to_dict() | ({} if advice is None else {"advice": advice.to_dict()}))
     elif advice is not None:
@@ -80,7 +97,17 @@ def _run(arguments: argparse.Namespace) -> int:
         from willfit._render.sentences import tightness
 
         say(f"warning: it fits, but tightly. {tightness(footprint)}")
-    return _exit_code([footprint.verdict], arguments.strict)
+    return exit_code([footprint.verdict], arguments.strict)
+
+
+_OF_THE_BILL = ("advise", "all", "max_batch", "max_seq_len")
+_OF_ONE_TARGET = ("on", "capacity", "steps", "engine", *_OF_THE_BILL)
+
+
+def _given(arguments: argparse.Namespace, *names: str) -> list[str]:
+    """Those of these options that are not as they are by default."""
+    changed = [name for name in names if getattr(arguments, name) != arguments.defaults(name)]
+    return [f"--{name.replace('_', '-')}" for name in changed]
 
 
 def _predict(
@@ -131,7 +158,6 @@ def _shown(footprint: Footprint, arguments: argparse.Namespace) -> Footprint:
 
 def _largest(arguments: argparse.Namespace, as_json: bool) -> int:
     from willfit._devices import resolve_device
-    from willfit._errors import UsageError
     from willfit._target import imported
 
     if resolve_device(arguments.on, arguments.capacity) is None:
@@ -161,7 +187,7 @@ def _largest(arguments: argparse.Namespace, as_json: bool) -> int:
     return FITS if found.size else DOES_NOT_FIT
 
 
-def _print_answers(answers: tuple[Answer, ...], as_json: bool, strict: bool) -> int:
+def print_answers(answers: tuple[Answer, ...], as_json: bool, strict: bool) -> int:
     if as_json:
         write_json(_answers_dict(answers))
     else:
@@ -169,7 +195,7 @@ def _print_answers(answers: tuple[Answer, ...], as_json: bool, strict: bool) -> 
 
         lines = {each.device.name: each.footprint if each.footprint is not None else each.error for each in answers}
         write(fits_text(lines, color=colour_wanted(sys.stdout)))
-    return _exit_code([each.footprint.verdict for each in answers if each.footprint is not None], strict)
+    return exit_code([each.footprint.verdict for each in answers if each.footprint is not None], strict)
 
 
 def _answers_dict(answers: tuple[Answer, ...]) -> dict[str, Any]:
@@ -184,6 +210,6 @@ def _answers_dict(answers: tuple[Answer, ...]) -> dict[str, Any]:
     return {"schema": job["schema"], "job": job["job"], "steps": job["steps"], "devices": rows}
 
 
-def _exit_code(verdicts: Sequence[str | None], strict: bool) -> int:
+def exit_code(verdicts: Sequence[str | None], strict: bool) -> int:
     good = ("fits",) if strict else ("fits", "tight")
     return FITS if any(verdict in good for verdict in verdicts) else DOES_NOT_FIT

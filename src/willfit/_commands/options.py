@@ -14,11 +14,12 @@ EXIT_CODES = (
 )
 
 
-def add_target(parser: argparse.ArgumentParser) -> None:
+def add_target(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """TARGET: where the job comes from."""
     parser.add_argument(
         "target",
         metavar="TARGET",
+        nargs="?" if optional else None,
         help="a function without arguments that returns (model, optimizer, batch) or (model, optimizer, batch, step): "
         "path/to/train.py:build or package.train:build",
     )
@@ -49,10 +50,13 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_format(parser: argparse.ArgumentParser) -> None:
-    """--format text|json."""
+def add_format(parser: argparse.ArgumentParser, *more: str) -> None:
+    """--format text|json, or one of more."""
     parser.add_argument(
-        "--format", choices=("text", "json"), default="text", help="of what goes to stdout (default: %(default)s)"
+        "--format",
+        choices=("text", "json", *more),
+        default="text",
+        help="of what goes to stdout (default: %(default)s)",
     )
 
 

@@ -13,10 +13,10 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from willfit._emulator.messages import FREE, JOB, LIMITED, REQUEST, Failed, Ran, Request
 
@@ -46,10 +46,14 @@ def _in_a_fork(where: Path, name: str, request: Request, limit: int | None, seco
     child = os.fork()
     if child == 0:
         _end_with_the_parent()
-        (where / name).write_bytes(pickle.dumps(_result(where, request, limit, seconds)))
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+
+        def done(result: Ran | Failed) -> NoReturn:
+            (where / name).write_bytes(pickle.dumps(result))
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+
+        done(_result(where, request, limit, seconds, done))
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):  # end as it did, so that the parent can say how
         if os.WTERMSIG(status) != signal.SIGKILL:
@@ -63,7 +67,9 @@ def _end_with_the_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _result(where: Path, request: Request, limit: int | None, seconds: dict[str, float]) -> Ran | Failed:
+def _result(
+    where: Path, request: Request, limit: int | None, seconds: dict[str, float], done: Callable[[Ran], NoReturn]
+) -> Ran | Failed:
     from willfit._errors import WillfitError
     from willfit._target import user_frames
 
@@ -71,6 +77,10 @@ def _result(where: Path, request: Request, limit: int | None, seconds: dict[str,
         os.environ["WILLFIT_GPU_LIMIT"] = str(limit)
     start = time.perf_counter()
     try:
+        if request.script:
+            from willfit._emulator.script import run_script
+
+            return run_script(where, request, seconds, done)
         with _job(where, request) as job:
             return _run(request, job, limit, {**seconds, "receive the job": time.perf_counter() - start})
     except WillfitError as error:

@@ -63,10 +63,15 @@ def check_device(device: Device) -> None:
 
 
 def run_emulated(
-    job: bytes | None, target: str | None, device: Device, steps: int, capacity: int | None = None
+    job: bytes | None,
+    target: str | None,
+    device: Device,
+    steps: int,
+    capacity: int | None = None,
+    script: tuple[str, ...] = (),
 ) -> Emulated:
-    """Run a packed job, or a target of the command line: without limit and, where that takes more than the capacity
-    that is given, once more with this limit.
+    """Run a packed job, a target of the command line, or a script with its arguments: without limit and, where that
+    takes more than the capacity that is given, once more with this limit.
 
     Raises:
         UnavailableError: this machine cannot: not Linux, no CUDA build of PyTorch, no compiler.
@@ -82,7 +87,7 @@ def run_emulated(
     seconds["find or build the runtime"] = time.perf_counter() - start
     with tempfile.TemporaryDirectory(prefix="willfit-") as folder:
         where = Path(folder)
-        request = Request(target, device, steps, capacity, tuple(_own_path(interpreter)))
+        request = Request(target, device, steps, capacity, tuple(_own_path(interpreter)), script)
         (where / REQUEST).write_bytes(pickle.dumps(request))
         if job is not None:
             (where / JOB).write_bytes(job)

@@ -25,6 +25,8 @@ class Request:
     """Bytes that the card's allocator may take; where a run without limit takes more, another has this limit."""
     path: tuple[str, ...]
     """Further directories that the user's modules are imported from."""
+    script: tuple[str, ...] = ()
+    """A training script and its arguments, to run in place of a job."""
 
 
 @dataclass(frozen=True)

@@ -83,15 +83,20 @@ def read(path: Path) -> dict[Key, tuple[Baseline, ...]]:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path.name} cannot be read: {error}") from None
+    return parse(text, path.name)
+
+
+def parse(text: str, name: str) -> dict[Key, tuple[Baseline, ...]]:
+    """The baselines in the text of a file of that name. Raises `UsageError` as `read` does."""
     try:
         content = json.loads(text)
     except ValueError as error:
         conflict = "it has the marks of a merge conflict; " if "\n<<<<<<< " in f"\n{text}" else ""
-        raise _broken(path, f"{conflict}{error}") from None
+        raise _broken(name, f"{conflict}{error}") from None
     schema = content.get("schema") if isinstance(content, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         raise UsageError(
-            f"{path.name} was written by a newer willfit (schema {schema}, this one reads {SCHEMA}): update willfit"
+            f"{name} was written by a newer willfit (schema {schema}, this one reads {SCHEMA}): update willfit"
         )
     try:
         if schema != SCHEMA:
@@ -103,7 +108,7 @@ def read(path: Path) -> dict[Key, tuple[Baseline, ...]]:
         }
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise _broken(path, reason) from None
+        raise _broken(name, reason) from None
 
 
 def write(path: Path, baselines: Mapping[Key, tuple[Baseline, ...]]) -> None:
@@ -134,9 +139,9 @@ def _umask() -> int:
     return umask
 
 
-def _broken(path: Path, reason: str) -> UsageError:
+def _broken(name: str, reason: str) -> UsageError:
     return UsageError(
-        f"{path.name} is no file of baselines: {reason}; restore it from version control, "
+        f"{name} is no file of baselines: {reason}; restore it from version control, "
         "or delete it and write it anew with --willfit-update"
     )
 

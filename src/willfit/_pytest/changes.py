@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from willfit._peaks import PEAKS
 from willfit._pytest.components import OUTSIDE
-from willfit._pytest.settings import PEAKS
 from willfit._pytest.tolerance import TOTAL, Tolerance
 from willfit._trace.trace import ROLES
 from willfit._units import format_size
 
 if TYPE_CHECKING:
+    from willfit._peaks import Peak
     from willfit._pytest.baseline import Baseline
-    from willfit._pytest.settings import Peak
 
 # In a sentence: so many components for each role, and none that changed by less than 1/20 of the largest change.
 _MOST_COMPONENTS: Final = 3

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from willfit._errors import UsageError
+from willfit._peaks import PEAKS
 from willfit._pytest.baseline import SUFFIX, Baseline, Key, baseline_path, read, write
 from willfit._pytest.changes import change_sentence, is_within
 from willfit._pytest.fingerprint import differences
 from willfit._pytest.outcome import Problem
-from willfit._pytest.settings import PEAKS
 from willfit._pytest.tolerance import Tolerance
 from willfit._units import format_size
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from willfit._peaks import PEAKS
 from willfit._pytest.outcome import Problem
-from willfit._pytest.settings import PEAKS
 from willfit._units import format_size
 
 if TYPE_CHECKING:

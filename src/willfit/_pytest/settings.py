@@ -10,16 +10,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pytest
 
+from willfit._peaks import PEAKS, Peak
+
 if TYPE_CHECKING:
     from willfit._pytest.tolerance import Tolerance
-
-Peak = Literal["required", "reserved", "allocated"]
-PEAKS: Final[dict[str, str]] = {
-    "required": "required",
-    "reserved": "peak_reserved",
-    "allocated": "peak_allocated",
-}
-"""What a limit may be about, and the attribute of a footprint that has it."""
 
 AS_MARKED: Final[Any] = type("AsMarked", (), {"__repr__": lambda self: "<as marked>"})()
 """The default of an argument of the fixture's that the marker, or what comes after it, decides."""
