@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any, ClassVar
 
 import torch
 
@@ -37,3 +38,26 @@ print(random.getstate() == before)
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["True"]
+
+
+class Everywhere:
+    """As accelerate's states: all objects of the class keep their attributes in it."""
+
+    _shared_state: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self) -> None:
+        self.__dict__ = self._shared_state
+
+
+def test_objects_that_share_their_attributes_do_so_in_a_prediction_and_in_it_alone() -> None:
+    made_before, net = Everywhere(), Net()
+    made_before.steps = 1  # type: ignore[attr-defined]
+
+    def step(model: Any, optimizer: Any, batch: Any) -> None:
+        made_before.steps += 1  # type: ignore[attr-defined]
+        assert made_before.steps == Everywhere().steps  # type: ignore[attr-defined]
+        model(batch).backward()
+        optimizer.step()
+
+    willfit.predict(net, torch.optim.SGD(net.parameters(), lr=0.1), torch.zeros(4, 256), step, on="T4", steps=2)
+    assert Everywhere().steps == made_before.steps == 1  # type: ignore[attr-defined]

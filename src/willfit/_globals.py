@@ -38,7 +38,10 @@ _NOT_THE_USERS = (
 
 @contextmanager
 def exchanged_globals(copier: Copier) -> Iterator[None]:
-    """While the body runs, globals that code of the objects copied so far can reach are copies; no change stays."""
+    """While the body runs, globals that code of the objects copied so far can reach are copies; no change stays.
+
+    So are attributes of classes in which all of their objects keep their own.
+    """
     reach = _Reach(copier)
     try:
         reach.follow()
@@ -60,6 +63,7 @@ class _Reach:
     def __init__(self, copier: Copier) -> None:
         self._copier = copier
         self._before: dict[tuple[int, str], tuple[dict[str, Any], Any]] = {}
+        self._shared: list[tuple[type, str, Any]] = []
         self._seen: set[int] = set()
         self._queue: deque[Any] = deque()
 
@@ -70,8 +74,13 @@ class _Reach:
                 self._code(self._queue.popleft())
             self._queue.extend(self._copier.kept[kept:])
             kept = len(self._copier.kept)
+        for cls, name, attributes in self._copier.shared:
+            self._shared.append((cls, name, getattr(cls, name)))
+            setattr(cls, name, attributes)
 
     def put_back(self) -> None:
+        for cls, name, attributes in self._shared:
+            setattr(cls, name, attributes)
         for (_, name), (namespace, value) in self._before.items():
             if value is _MISSING:
                 namespace.pop(name, None)
