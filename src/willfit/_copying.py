@@ -33,6 +33,9 @@ _DATA_PACKAGES = ("datasets", "pandas", "polars", "pyarrow", "scipy")
 # What these log goes to files and servers.
 _LOGGERS = ("aim", "clearml", "comet_ml", "mlflow", "neptune", "swanlab", "tensorboardX", "wandb")
 
+# What says that it is its own copy, or that it is not to be pickled: copied by its attributes all the same.
+_BY_ATTRIBUTES = ("accelerate.accelerator.Accelerator", "accelerate.utils.operations.ConvertOutputsToFp32")
+
 _IN_C = (types.WrapperDescriptorType, types.MethodDescriptorType, types.ClassMethodDescriptorType)
 _BUILTIN = types.BuiltinFunctionType
 # ... and where transformers.TrainingArguments keeps what its property ``device`` says.
@@ -140,7 +143,9 @@ class Copier:
             self._module(value)
             if id(value) in self.memo:  # by way of a parameter that knows its module
                 return self.memo[id(value)]
-        elif "__deepcopy__" in dir(cls) or has_c_state(cls) or _says_how_to_be_copied(cls):
+        elif not is_copied_by_attributes(cls) and (
+            "__deepcopy__" in dir(cls) or has_c_state(cls) or _says_how_to_be_copied(cls)
+        ):
             return self._remember(value, self._deepcopied(value))
         try:
             copied = object.__new__(cls)
@@ -304,6 +309,11 @@ def _sink(value: io.IOBase) -> Any:
     if isinstance(value, (io.BytesIO, io.StringIO)):
         return type(value)(value.getvalue())  # type: ignore[arg-type]
     return open(os.devnull, "w" if isinstance(value, io.TextIOBase) else "wb")
+
+
+def is_copied_by_attributes(cls: type) -> bool:
+    """Whether objects of a class are copied attribute by attribute, whatever they say."""
+    return any(f"{base.__module__}.{base.__qualname__}" in _BY_ATTRIBUTES for base in cls.__mro__)
 
 
 def shared_attributes(value: Any) -> str | None:

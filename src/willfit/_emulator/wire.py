@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from willfit._copying import MOST_BYTES, Copier, shared_attributes
+from willfit._copying import MOST_BYTES, Copier, is_copied_by_attributes, shared_attributes
 from willfit._errors import JobError
 from willfit._globals import exchanged_globals, is_the_users
 from willfit._placement_bitsandbytes import parameter_class
@@ -118,6 +118,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
 
     def reducer_override(self, value: Any) -> Any:
         """How a value travels; as cloudpickle says where there is nothing special about it."""
+        if is_copied_by_attributes(type(value)):
+            return _blank, (type(value),), vars(value), None, None, _set_attributes
         if isinstance(value, torch.Tensor):
             if value.layout == torch.strided and not value.is_quantized and not value.is_nested:
                 return self._tensor(value)
