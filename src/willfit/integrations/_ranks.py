@@ -40,10 +40,7 @@ def agreed(check: Callable[[], str | None]) -> str | None:
 
 def _raised(error: Exception, ranks: list[int]) -> str | None:
     where = f"{_ranks(ranks)} of {world_size()}"
-    if dist.get_rank() == 0:
-        message = f"{where}: {error}"
-    else:
-        message = f"not run, because of {where}: rank 0 says why"
+    message = f"{where}: {error}" if dist.get_rank() == 0 else f"not run, because of {where}: rank 0 says why"
     if isinstance(error, WillNotFit):
         raise WillNotFit(message, error.footprint, error.advice)
     raise type(error)(message) if isinstance(error, WillfitError) else JobError(message)

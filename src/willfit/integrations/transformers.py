@@ -157,7 +157,9 @@ def _step(trainer: Any, count: int, buckets: Any, model: Any, optimizer: Any, ba
     for number, inputs in enumerate(micro_batches, start=1):
         trainer.accelerator.gradient_state._set_sync_gradients(number == count)
         loss = trainer.training_step(model, inputs, items)
-        trainer._tr_loss = loss if getattr(trainer, "_tr_loss", None) is None else trainer._tr_loss.to(loss.device) + loss
+        trainer._tr_loss = (
+            loss if getattr(trainer, "_tr_loss", None) is None else trainer._tr_loss.to(loss.device) + loss
+        )
     norm = None
     if trainer.args.max_grad_norm is not None and trainer.args.max_grad_norm > 0:
         norm = trainer.accelerator.clip_grad_norm_(model.parameters(), trainer.args.max_grad_norm)
