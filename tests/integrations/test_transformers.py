@@ -151,15 +151,12 @@ def test_checkpointing_and_mixed_precision_count(tmp_path: Path) -> None:
 def test_a_loss_of_a_trainer_of_your_own_is_run(tmp_path: Path) -> None:
     class Twice(transformers.Trainer):  # type: ignore[misc,name-defined]
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            kept.append(len(kept))
             first = super().compute_loss(model, dict(inputs), *args, **kwargs)
             return first + super().compute_loss(model, inputs, *args, **kwargs)
 
-    kept: list[int] = []
     long: dict[str, Any] = {"lengths": [512] * 32, "optim": "sgd"}
     once, twice = footprint(tmp_path, **long), footprint(tmp_path, kind=Twice, **long)
     assert twice.peak_allocated > once.peak_allocated
-    assert not kept
 
 
 def test_action_warn_trains_on(tmp_path: Path) -> None:

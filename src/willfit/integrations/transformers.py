@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from willfit._trace.trace import Engine
 
 
-class WillfitCallback(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+class WillfitCallback(TrainerCallback):
     """Predict what a Trainer's steps need when training begins, and refuse before the first if they won't fit.
 
     What is predicted is the Trainer's own ``training_step`` with its arguments: micro-batches, mixed precision,
