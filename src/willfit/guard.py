@@ -10,7 +10,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from willfit._errors import JobError, UsageError
@@ -200,6 +200,7 @@ class _Call:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    job: Job | None = None
     watched: AbstractContextManager[Any] = field(default_factory=nullcontext)
 
 
@@ -230,24 +231,53 @@ class _Check:
         if preflight.action_now() == "off":
             return _Call(args, kwargs)
 
+        if options.accelerator is None:
+            call, warning = self._look(preflight, args, kwargs)
+        else:
+            call, warning = self._look_together(preflight, args, kwargs)
+        if warning is not None:
+            warnings.warn(warning, WillfitWarning, 3)
+        return (
+            _Call(call.args, call.kwargs) if call.job is None else replace(call, watched=preflight.verified(call.job))
+        )
+
+    def _look_together(self, preflight: Preflight, args: Any, kwargs: Any) -> tuple[_Call, str | None]:
+        """In each of the processes that train together: all raise, or none."""
+        from willfit.integrations._ranks import agreed, world_size
+
+        if world_size() > 1:  # the advice of one process would keep the others waiting
+            preflight = replace(preflight, advise=False)
+        calls = []
+
+        def look() -> str | None:
+            call, warning = self._look(preflight, args, kwargs)
+            calls.append(call)
+            return warning
+
+        warning = agreed(look)
+        return calls[0], warning
+
+    def _look(self, preflight: Preflight, args: Any, kwargs: Any) -> tuple[_Call, str | None]:
+        """How to call the function, and what to warn of."""
         from willfit._arguments import find
 
-        device = preflight.device(self._name)
+        options, device = self._options, preflight.device(self._name)
         names = {"model": options.model, "optimizer": options.optimizer, "batch": options.batch}
         try:
             several = options.step is not None
             found = find(self._function, args, kwargs, several=several, shapes=options.shapes, **names)
+            args, kwargs = found.args, found.kwargs
+            if _is_traced(found.model):
+                return _Call(args, kwargs), None
+            model, step, loss = found.model, options.step, options.loss
+            if options.accelerator is not None:
+                from willfit.integrations.accelerate import prepared_job
+
+                (model, step), loss = prepared_job(options.accelerator, model, step, loss), None
         except JobError as error:
-            warnings.warn(preflight.unpredicted(self._name, error), WillfitWarning, 3)
-            return _Call(args, kwargs)
-        args, kwargs = found.args, found.kwargs
-        if _is_traced(found.model):
-            return _Call(args, kwargs)
-        taken = f"Taken from the call: {found.taken}."
-        job = Job(self._name, found.model, found.optimizer, found.batch, options.step, options.loss, taken)
-        if (warning := preflight.check(job, device)) is not None:
-            warnings.warn(warning, WillfitWarning, 3)
-        return _Call(args, kwargs, preflight.verified(job))
+            return _Call(args, kwargs), preflight.unpredicted(self._name, error)
+        job = Job(self._name, model, found.optimizer, found.batch, step, loss, f"Taken from the call: {found.taken}.")
+        return _Call(args, kwargs, job), preflight.check(job, device)
 
 
 def _is_traced(model: torch.nn.Module) -> bool:

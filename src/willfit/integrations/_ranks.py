@@ -16,6 +16,19 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def of_all(value: Any) -> list[Any]:
+    """The value of each process, in the order of their ranks.
+
+    >>> of_all(3)
+    [3]
+    """
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def agreed(check: Callable[[], str | None]) -> str | None:
     """Run a check in each process, which raises or returns what to warn of; if it raises in one, all raise.
 
@@ -29,8 +42,7 @@ def agreed(check: Callable[[], str | None]) -> str | None:
         warning = check()
     except Exception as error:
         raised = _portable(error)
-    outcomes: list[Any] = [None] * world_size()
-    dist.all_gather_object(outcomes, (raised, warning))
+    outcomes = of_all((raised, warning))
     for place, of in ((0, _raised), (1, _warning)):
         ranks = [rank for rank, outcome in enumerate(outcomes) if outcome[place] is not None]
         if ranks:
