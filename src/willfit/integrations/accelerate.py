@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, overload
 
 from willfit._errors import JobError, UnavailableError, UsageError, WillNotFit
-from willfit._preflight import WillfitWarning
+from willfit._preflight import Preflight, WillfitWarning
+from willfit.integrations._ranks import of_all
 from willfit.integrations._wrappers import unwrapped
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def find_batch_size(
         capacity: what the allocator may hold, in place of the device's own figure.
 
     Raises:
-        UsageError: at once, for a batch size that is none.
+        UsageError: at once, for a batch size, a GPU or a capacity that is none.
         WillNotFit: when called, if not even one sample fits.
 
     Example:
@@ -121,6 +122,7 @@ def find_batch_size(
     """
     if not isinstance(starting_batch_size, int) or isinstance(starting_batch_size, bool) or starting_batch_size < 1:
         raise UsageError(f"starting_batch_size must be a number of samples, 1 or more: found {starting_batch_size!r}")
+    Preflight(on=on, capacity=capacity)  # refuses a GPU or a size that is none
     if function is None:
         return functools.partial(
             find_batch_size,
@@ -140,7 +142,7 @@ def find_batch_size(
         name, size = f"{getattr(function, '__name__', 'the function')}()", starting_batch_size
         try:
             parts = job(size) if job is not None else _among(function, size, args, kwargs, several=step is not None)
-            size = min(size, _largest(name, parts, step, loss, on, capacity))
+            size = _largest(name, parts, size, step, loss, on, capacity)
         except (JobError, UnavailableError, UsageError) as error:
             text = f"the batch size of {name} could not be predicted, and is tried from {size} down: {error}"
             warnings.warn(text, WillfitWarning, 2)
@@ -157,20 +159,29 @@ def _among(function: Any, size: int, args: tuple[Any, ...], kwargs: dict[str, An
     return found.model, found.optimizer, found.batch
 
 
-def _largest(name: str, parts: tuple[Any, ...], step: Any, loss: Any, on: Any, capacity: Any) -> int:
+def _largest(name: str, parts: tuple[Any, ...], most: int, step: Any, loss: Any, on: Any, capacity: Any) -> int:
+    """The largest batch size that fits, up to ``most``."""
+    from willfit._changing import batch_size, with_batch_size
+    from willfit._devices import resolve_device
     from willfit._largest import largest_batch
+    from willfit._predict import predict
 
+    if resolve_device(on, capacity) is None:
+        raise UsageError('no GPU is here: name one as in on="T4"')
     model, optimizer, batch, *own = parts
     model, _ = unwrapped(model)
-    found = largest_batch(model, optimizer, batch, *(own or [step]), loss=loss, on=on, capacity=capacity)
+    if batch_size(batch) is not None:
+        batch = with_batch_size(batch, most)
+    job = (model, optimizer, batch, *(own or [step]))
+    if predict(*job, loss=loss, on=on, capacity=capacity).verdict != "does not fit":
+        return most
+    found = largest_batch(*job, loss=loss, on=on, capacity=capacity)
     if not found.size:
         raise WillNotFit(f"{name} was not run: not even one sample fits.\n\n{found.beyond}", found.beyond)
-    return found.size
+    return min(most, found.size)
 
 
 def _smallest_of_all(size: int) -> int:
     """The smallest of what the processes that train together found, so that all use the same."""
-    from willfit.integrations._ranks import of_all
-
     sizes: list[int] = of_all(size)
     return min(sizes)
