@@ -11,13 +11,17 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch.utils.data import Dataset, Subset
-from transformers import Trainer, TrainerCallback
 
-from willfit._errors import JobError, UsageError
+from willfit._errors import JobError, UnavailableError, UsageError
 from willfit._preflight import Job, Preflight, WillfitWarning
 from willfit._worst_batch import batch_of
 from willfit.integrations._ranks import agreed, world_size
 from willfit.integrations._wrappers import unwrapped
+
+try:
+    from transformers import TrainerCallback
+except ImportError:  # said when a callback is made
+    TrainerCallback = None  # type: ignore[misc, assignment]
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     from willfit._trace.trace import Engine
 
 
-class WillfitCallback(TrainerCallback):
+class WillfitCallback(TrainerCallback or object):  # type: ignore[misc]
     """Predict what a Trainer's steps need when training begins, and refuse before the first if they won't fit.
 
     What is predicted is the Trainer's own ``training_step`` with its arguments: micro-batches, mixed precision,
@@ -46,6 +50,7 @@ class WillfitCallback(TrainerCallback):
         tolerance: how far they may be apart, "2%".
 
     Raises:
+        UnavailableError: at once, if Transformers is not installed.
         UsageError: at once, for an option that cannot be; when training begins, if no GPU is named and none is here.
         WillNotFit: when training begins; carries ``footprint`` and ``advice``.
         JobError: likewise, if the job could not be predicted (a warning with action="warn").
@@ -64,6 +69,8 @@ class WillfitCallback(TrainerCallback):
         verify: bool | str = False,
         tolerance: str | float = "2%",
     ) -> None:
+        if TrainerCallback is None:
+            raise UnavailableError("transformers is not installed: pip install 'willfit[transformers]'")
         if shapes not in (None, "longest", "first"):
             raise UsageError(f'shapes must be "longest", "first" or None: found {shapes!r}')
         self._preflight = Preflight(
@@ -110,6 +117,8 @@ class WillfitCallback(TrainerCallback):
 
 def _trainer_at_work() -> Any:
     """The Trainer that calls: it hands its parts to callbacks, but not itself."""
+    from transformers import Trainer
+
     frame = sys._getframe()
     while frame is not None:
         if isinstance(trainer := frame.f_locals.get("self"), Trainer):
