@@ -19,7 +19,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from willfit._code import reads
-from willfit._copying import Copier, Silent, is_cpu, is_data, is_logger
+from willfit._copying import Copier, Silent, is_copied_by_attributes, is_cpu, is_data, is_logger
 
 _MISSING = object()
 _LruCache = type(functools.lru_cache(lambda: None))
@@ -148,6 +148,8 @@ class _Reach:
     def _is_stateful(self, value: Any) -> bool:
         if isinstance(value, type) or is_data(value):
             return False
+        if is_copied_by_attributes(type(value)):
+            return True
         return isinstance(value, _STATEFUL) or hasattr(type(value), "__next__") or _may_be_the_users(type(value))
 
 
