@@ -14,8 +14,9 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler, TensorDataset, random_split
 from transformers import BatchEncoding
 
-from willfit._arguments import find, first_batch
+from willfit._arguments import find
 from willfit._errors import JobError, UsageError
+from willfit._worst_batch import first_batch
 
 
 def train(model: Any, optimizer: Any, loader: Any, epochs: int = 3) -> None: ...

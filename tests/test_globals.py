@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from typing import Any, ClassVar
 
+import pytest
 import torch
 
 import willfit
@@ -37,3 +39,53 @@ print(random.getstate() == before)
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["True"]
+
+
+class Everywhere:
+    """As accelerate's states: all objects of the class keep their attributes in it."""
+
+    _shared_state: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self) -> None:
+        self.__dict__ = self._shared_state
+
+
+def test_objects_that_share_their_attributes_do_so_in_a_prediction_and_in_it_alone() -> None:
+    made_before, net = Everywhere(), Net()
+    made_before.steps = 1  # type: ignore[attr-defined]
+
+    def step(model: Any, optimizer: Any, batch: Any) -> None:
+        made_before.steps += 1  # type: ignore[attr-defined]
+        assert made_before.steps == Everywhere().steps  # type: ignore[attr-defined]
+        model(batch).backward()
+        optimizer.step()
+
+    willfit.predict(net, torch.optim.SGD(net.parameters(), lr=0.1), torch.zeros(4, 256), step, on="T4", steps=2)
+    assert Everywhere().steps == made_before.steps == 1  # type: ignore[attr-defined]
+
+
+accelerator: Any = None
+
+
+def test_a_global_accelerator_is_copied_with_its_scaler() -> None:
+    """It says that it is its own copy; its scaler is also the prepared optimizer's."""
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+    from accelerate.state import AcceleratorState
+
+    global accelerator
+    accelerator, net = accelerate.Accelerator(cpu=True), Net()
+    own = accelerator.scaler = torch.amp.GradScaler("cpu")
+    optimizer = accelerator.prepare(torch.optim.SGD(net.parameters(), lr=0.1))
+    optimizer.scaler = own
+    address = id(own)
+
+    def step(model: Any, optimizer: Any, batch: Any) -> None:
+        assert accelerator.scaler is optimizer.scaler
+        assert id(accelerator.scaler) != address
+        model(batch).backward()
+
+    try:
+        willfit.predict(net, optimizer, torch.zeros(4, 256), step, on="T4", steps=1)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = None

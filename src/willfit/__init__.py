@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from willfit._verify.verify import verify
     from willfit._verify.watch import Watch, watch
     from willfit.hookspecs import hookimpl
+    from willfit.integrations.accelerate import find_batch_size
 
 __all__ = [
     "Advice",
@@ -58,6 +59,7 @@ __all__ = [
     "WillfitWarning",
     "advise",
     "all_devices",
+    "find_batch_size",
     "find_device",
     "guard",
     "hookimpl",
@@ -95,6 +97,7 @@ _HOMES = {
     "WillfitError": "_errors",
     "advise": "_advise",
     "all_devices": "_devices",
+    "find_batch_size": "integrations.accelerate",
     "find_device": "_devices",
     "hookimpl": "hookspecs",
     "largest_batch": "_largest",

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import inspect
-import io
 import itertools
-import random
-import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from willfit._errors import JobError, UsageError
-from willfit._trace.runtime import nothing_left_behind
+from willfit._twins import is_iterator
+from willfit._worst_batch import BATCHES, batch_of, largest
 
 _BATCH_NAMES = ("batch", "inputs", "data")
-# A container with more entries than this is data: it is not looked through for iterators and random generators.
-_DATA = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +31,7 @@ class Found:
     batch: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    """As they came, except that an iterator whose first item was taken is replaced by one that yields it again."""
+    """As they came, except that an iterator of which items were taken is replaced by one that yields them again."""
     taken: str
     """What was taken for what, for people: "model='net' (GPT2), optimizer='opt' (AdamW), batch='x' (Tensor)"."""
 
@@ -50,16 +45,18 @@ def find(
     optimizer: str | None = None,
     batch: str | None = None,
     several: bool = False,
+    shapes: str | None = None,
 ) -> Found:
-    """Find model, optimizer and the first batch among the arguments of a call.
+    """Find model, optimizer and a batch among the arguments of a call.
 
     ``model``, ``optimizer`` and ``batch`` name the parameter to take, or an attribute of one ("self.loader"). With
     ``several``, modules that are not named go into an `nn.ModuleDict` by their parameters' names, optimizers into a
-    dict; without it, two of a kind are refused.
+    dict; without it, two of a kind are refused. ``shapes`` says which batch of a loader: "longest", "first", or None
+    for the longest where its dataset can be indexed.
 
     Raises:
         UsageError: no model or no batch, two of a kind, a name that is not there, an iterator with nothing left.
-        JobError: a loader that cannot make its first batch.
+        JobError: a loader that cannot make a batch.
         TypeError: the arguments are not those of the function.
 
     >>> def train(net, lr, x): ...
@@ -84,7 +81,7 @@ def find(
         _refuse_two("optimizer", optimizers)
     known = {id(slot.value) for slot in (*modules, *optimizers)}
     rest = [s for s in call.slots if id(s.value) not in known and not isinstance(s.value, _PARTS)]
-    the_batch, where = _named_batch(named_batch) if named_batch else _batch(rest, call)
+    the_batch, where = _named_batch(named_batch, shapes) if named_batch else _batch(rest, call, shapes)
     return Found(
         model=modules[0].value if len(modules) == 1 else nn.ModuleDict({s.name: s.value for s in modules}),
         optimizer=None if not optimizers else optimizers[0].value if len(optimizers) == 1 else _by_name(optimizers),
@@ -208,21 +205,21 @@ def _told(slots: Iterable[_Slot]) -> str:
 # -- the batch ---------------------------------------------------------------------------------------------------------
 
 
-def _named_batch(slot: _Slot) -> tuple[Any, str]:
+def _named_batch(slot: _Slot, shapes: str | None) -> tuple[Any, str]:
     value = slot.value
     if value is None or isinstance(value, _PARTS):
         raise UsageError(f"batch={slot.name!r} is no batch and no loader: found {type(value).__name__}")
-    if isinstance(value, DataLoader) or _is_iterator(value):
-        return _first(slot)
+    if isinstance(value, DataLoader) or is_iterator(value):
+        return _drawn(slot, shapes)
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) and not _holds_tensors(value, loose=True):
-        return _first(slot)
+        return _drawn(slot, shapes)
     return value, f"batch={slot}"
 
 
-def _batch(slots: Sequence[_Slot], call: _Call) -> tuple[Any, str]:
-    sources = [s for s in slots if isinstance(s.value, DataLoader)] or [s for s in slots if _is_iterator(s.value)]
+def _batch(slots: Sequence[_Slot], call: _Call, shapes: str | None) -> tuple[Any, str]:
+    sources = [s for s in slots if isinstance(s.value, DataLoader)] or [s for s in slots if is_iterator(s.value)]
     if sources:
-        return _first(sources[0])
+        return _drawn(sources[0], shapes)
     for slot in slots:
         if slot.name in _BATCH_NAMES and _holds_tensors(slot.value, loose=True):
             return slot.value, f"batch={slot}"
@@ -232,10 +229,6 @@ def _batch(slots: Sequence[_Slot], call: _Call) -> tuple[Any, str]:
             f"no batch among the arguments (a DataLoader, an iterator, or tensors): found {call}; name it with batch="
         )
     return left[0].value if len(left) == 1 else _by_name(left), f"batch={_told(left)}"
-
-
-def _is_iterator(value: Any) -> bool:
-    return isinstance(value, Iterator) and not isinstance(value, (io.IOBase, DataLoader, *_PARTS))
 
 
 def _holds_tensors(value: Any, loose: bool = False) -> bool:
@@ -251,139 +244,23 @@ def _holds_tensors(value: Any, loose: bool = False) -> bool:
     return loose and not isinstance(value, type) and any(map(_holds_tensors, getattr(value, "__dict__", {}).values()))
 
 
-def _first(slot: _Slot) -> tuple[Any, str]:
-    told = f"batch=the first of {slot}"
-    if _is_iterator(slot.value):
-        try:
-            item = next(slot.value)
-        except StopIteration:
-            raise UsageError(
-                f"{slot} has nothing left, so there is no batch: pass a loader or a new iterator"
-            ) from None
-        slot.put(itertools.chain((item,), slot.value))
-        return item, told
+def _drawn(slot: _Slot, shapes: str | None) -> tuple[Any, str]:
+    if is_iterator(slot.value):
+        count = BATCHES if shapes == "longest" else 1
+        items = list(itertools.islice(slot.value, count))
+        if not items:
+            raise UsageError(f"{slot} has nothing left, so there is no batch: pass a loader or a new iterator")
+        slot.put(itertools.chain(items, slot.value))
+        return (
+            (items[0], f"batch=the first of {slot}")
+            if count == 1
+            else (largest(items), f"batch=the largest of the first {len(items)} of {slot}")
+        )
     try:
-        return first_batch(slot.value), told
+        batch, which = batch_of(slot.value, shapes)
     except StopIteration:
         raise UsageError(f"{slot} is empty, so there is no batch") from None
     except Exception as error:
         workers = " in this process, where no worker_init_fn has run" if getattr(slot.value, "num_workers", 0) else ""
-        raise JobError(f"{slot} could not make its first batch{workers}: {type(error).__name__}: {error}") from error
-
-
-def first_batch(loader: Any) -> Any:
-    """The first batch that a loader would give next, made by a copy of it: in this process and with no workers.
-
-    The loader then gives the same batches in the same order as if nobody had looked, and every random generator is as
-    it was. Datasets and samplers are copied with their attributes, not with the data that they hold.
-
-    Raises StopIteration for an empty loader, and whatever its dataset, sampler and collate_fn raise.
-
-    >>> first_batch(DataLoader(range(6), batch_size=2))
-    tensor([0, 1])
-    """
-    loader = getattr(loader, "base_dataloader", loader)  # accelerate's wrapper keeps count of the loaders in use
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with nothing_left_behind(), torch.random.fork_rng(gpus):
-        twins = _Twins()
-        try:
-            return next(iter(twins.of_loader(loader)))
-        finally:
-            twins.put_back()
-
-
-class _Recording:
-    """An iterator that keeps what it has given."""
-
-    def __init__(self, source: Iterator[Any]) -> None:
-        self.source = source
-        self.drawn: list[Any] = []
-
-    def __iter__(self) -> _Recording:
-        return self
-
-    def __next__(self) -> Any:
-        item = next(self.source)
-        self.drawn.append(item)
-        return item
-
-
-class _Twins:
-    """Copies of a loader, its samplers and datasets, to be iterated over in their place.
-
-    Attributes are copied one level deep; random generators in full. One-shot iterators, as datasets over a generator
-    hold, cannot be copied: `put_back` gives them back what was drawn.
-    """
-
-    def __init__(self) -> None:
-        self._twins: dict[
-            int, tuple[Any, Any]
-        ] = {}  # by the id of an object: it, so that the id stays its own, and its twin
-        self._recordings: list[tuple[_Recording, Any, Any]] = []
-
-    def of_loader(self, loader: Any) -> Any:
-        for part in ("dataset", "sampler", "batch_sampler"):
-            self._object(getattr(loader, part, None))
-        return self._object(loader)
-
-    def put_back(self) -> None:
-        for recording, owner, key in self._recordings:
-            if recording.drawn:
-                owner[key] = itertools.chain(recording.drawn, recording.source)
-
-    def _remember(self, value: Any, twin: Any) -> Any:
-        return self._twins.setdefault(id(value), (value, twin))[1]
-
-    def _of(self, value: Any) -> Any:
-        if isinstance(value, torch.Generator):
-            twin = torch.Generator(value.device)
-            twin.set_state(value.get_state())
-            return self._remember(value, twin)
-        if isinstance(value, _random_generators()):
-            return self._remember(value, copy.deepcopy(value))
-        return self._object(value) if isinstance(value, (DataLoader, Dataset, Sampler)) else value
-
-    def _object(self, value: Any) -> Any:
-        if id(value) in self._twins:
-            return self._twins[id(value)][1]
-        if not hasattr(value, "__dict__"):
-            return value
-        try:
-            twin = self._remember(value, object.__new__(type(value)))
-        except TypeError:  # derived from a type written in C: shared
-            return value
-        for name in filter(functools.partial(hasattr, value), _slots(type(value))):
-            object.__setattr__(twin, name, self._of(getattr(value, name)))
-        attributes = vars(twin)
-        self._fill(attributes, vars(value))
-        for name, item in vars(value).items():
-            if type(item) in (list, dict, deque, set) and len(item) <= _DATA:
-                attributes[name] = copy.copy(item)
-                if not isinstance(item, set):
-                    self._fill(attributes[name], item)
-            elif type(item) is tuple and len(item) <= _DATA:
-                attributes[name] = tuple(map(self._of, item))
-        if isinstance(value, DataLoader):
-            no_workers = {"num_workers": 0, "prefetch_factor": None, "persistent_workers": False, "_iterator": None}
-            attributes.update(no_workers, timeout=0, pin_memory=False)
-        return twin
-
-    def _fill(self, twin: Any, own: Any) -> None:
-        for key in own if isinstance(own, dict) else range(len(own)):
-            item = own[key]
-            if _is_iterator(item) and not isinstance(item, (Dataset, Sampler)):
-                twin[key] = self._remember(item, _Recording(item))
-                self._recordings.append((twin[key], own, key))
-            else:
-                twin[key] = self._of(item)
-
-
-def _slots(kind: type) -> Iterator[str]:
-    for each in kind.__mro__:
-        names = vars(each).get("__slots__", ())
-        yield from (names,) if isinstance(names, str) else names
-
-
-def _random_generators() -> tuple[type, ...]:
-    numpy = sys.modules.get("numpy")
-    return (random.Random, *((numpy.random.Generator, numpy.random.RandomState) if numpy else ()))
+        raise JobError(f"{slot} could not make a batch{workers}: {type(error).__name__}: {error}") from error
+    return batch, f"batch={which} of {slot}"

@@ -33,9 +33,13 @@ _DATA_PACKAGES = ("datasets", "pandas", "polars", "pyarrow", "scipy")
 # What these log goes to files and servers.
 _LOGGERS = ("aim", "clearml", "comet_ml", "mlflow", "neptune", "swanlab", "tensorboardX", "wandb")
 
+# What says that it is its own copy, or that it is not to be pickled: copied by its attributes all the same.
+_BY_ATTRIBUTES = ("accelerate.accelerator.Accelerator", "accelerate.utils.operations.ConvertOutputsToFp32")
+
 _IN_C = (types.WrapperDescriptorType, types.MethodDescriptorType, types.ClassMethodDescriptorType)
 _BUILTIN = types.BuiltinFunctionType
-_DEVICE_NAMES = ("device", "device_type", "dev")
+# ... and where transformers.TrainingArguments keeps what its property ``device`` says.
+_DEVICE_NAMES = ("device", "device_type", "dev", "setup_devices", "cached__setup_devices")
 _Generator = torch.Generator
 
 
@@ -58,6 +62,8 @@ class Copier:
         self.memo: dict[int, Any] = {}
         self.kept: list[Any] = []
         """Everything that was met, in order; this also keeps the ids in ``memo`` valid."""
+        self.shared: list[tuple[type, str, dict[str, Any]]] = []
+        """Attributes of classes in which all of their objects keep their own, and the copies of these."""
         self.notes: dict[str, None] = {}
         """What was decided on the way, in sentences for people."""
 
@@ -137,13 +143,18 @@ class Copier:
             self._module(value)
             if id(value) in self.memo:  # by way of a parameter that knows its module
                 return self.memo[id(value)]
-        elif "__deepcopy__" in dir(cls) or has_c_state(cls) or _says_how_to_be_copied(cls):
+        elif not is_copied_by_attributes(cls) and (
+            "__deepcopy__" in dir(cls) or has_c_state(cls) or _says_how_to_be_copied(cls)
+        ):
             return self._remember(value, self._deepcopied(value))
         try:
             copied = object.__new__(cls)
         except TypeError:
             return self._remember(value, self._deepcopied(value))
         self._remember(value, copied)
+        if (shared := shared_attributes(value)) is not None:
+            copied.__dict__ = self._shared(cls, shared, vars(value))
+            return copied
         for name, item in vars(value).items() if hasattr(value, "__dict__") else ():
             copied.__dict__[name] = self.named(name, item)
         for name in slots(cls):
@@ -155,6 +166,12 @@ class Copier:
         if isinstance(value, torch.nn.Module):
             self._make_eager(copied)
         return copied
+
+    def _shared(self, cls: type, name: str, attributes: dict[str, Any]) -> dict[str, Any]:
+        if id(attributes) not in self.memo:
+            self.kept.append(attributes)
+            self.shared.append((cls, name, self._container(attributes)))
+        return self.memo[id(attributes)]  # type: ignore[no-any-return]
 
     def _deepcopied(self, value: Any) -> Any:
         thread, own = threading.get_ident(), cast(Any, torch.Tensor.__deepcopy__)
@@ -292,6 +309,26 @@ def _sink(value: io.IOBase) -> Any:
     if isinstance(value, (io.BytesIO, io.StringIO)):
         return type(value)(value.getvalue())  # type: ignore[arg-type]
     return open(os.devnull, "w" if isinstance(value, io.TextIOBase) else "wb")
+
+
+def is_copied_by_attributes(cls: type) -> bool:
+    """Whether objects of a class are copied attribute by attribute, whatever they say."""
+    return any(f"{base.__module__}.{base.__qualname__}" in _BY_ATTRIBUTES for base in cls.__mro__)
+
+
+def shared_attributes(value: Any) -> str | None:
+    """The class attribute in which all objects of a class keep their attributes, as accelerate's states do.
+
+    >>> class State:
+    ...     everywhere = {}
+    ...     def __init__(self): self.__dict__ = self.everywhere
+    >>> shared_attributes(State()), shared_attributes(torch.nn.Linear(1, 1))
+    ('everywhere', None)
+    """
+    if isinstance(value, torch.nn.Module) or not hasattr(value, "__dict__"):
+        return None
+    own, classes = vars(value), type(value).__mro__
+    return next((name for cls in classes for name, item in vars(cls).items() if item is own), None)
 
 
 def has_c_state(cls: type) -> bool:

@@ -19,7 +19,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from willfit._code import reads
-from willfit._copying import Copier, Silent, is_cpu, is_data, is_logger
+from willfit._copying import Copier, Silent, is_copied_by_attributes, is_cpu, is_data, is_logger
 
 _MISSING = object()
 _LruCache = type(functools.lru_cache(lambda: None))
@@ -38,7 +38,10 @@ _NOT_THE_USERS = (
 
 @contextmanager
 def exchanged_globals(copier: Copier) -> Iterator[None]:
-    """While the body runs, globals that code of the objects copied so far can reach are copies; no change stays."""
+    """While the body runs, globals that code of the objects copied so far can reach are copies; no change stays.
+
+    So are attributes of classes in which all of their objects keep their own.
+    """
     reach = _Reach(copier)
     try:
         reach.follow()
@@ -60,6 +63,7 @@ class _Reach:
     def __init__(self, copier: Copier) -> None:
         self._copier = copier
         self._before: dict[tuple[int, str], tuple[dict[str, Any], Any]] = {}
+        self._shared: list[tuple[type, str, Any]] = []
         self._seen: set[int] = set()
         self._queue: deque[Any] = deque()
 
@@ -70,8 +74,13 @@ class _Reach:
                 self._code(self._queue.popleft())
             self._queue.extend(self._copier.kept[kept:])
             kept = len(self._copier.kept)
+        for cls, name, attributes in self._copier.shared:
+            self._shared.append((cls, name, getattr(cls, name)))
+            setattr(cls, name, attributes)
 
     def put_back(self) -> None:
+        for cls, name, attributes in self._shared:
+            setattr(cls, name, attributes)
         for (_, name), (namespace, value) in self._before.items():
             if value is _MISSING:
                 namespace.pop(name, None)
@@ -139,6 +148,8 @@ class _Reach:
     def _is_stateful(self, value: Any) -> bool:
         if isinstance(value, type) or is_data(value):
             return False
+        if is_copied_by_attributes(type(value)):
+            return True
         return isinstance(value, _STATEFUL) or hasattr(type(value), "__next__") or _may_be_the_users(type(value))
 
 

@@ -84,9 +84,7 @@ def default_step(loss: Loss | None) -> Step:
     """What runs where no step is given: the loss, backward, the optimizers' steps, their gradients dropped."""
 
     def step(model: Any, optimizer: Any, batch: Any) -> None:
-        value = loss(model, batch) if loss is not None else _huggingface_loss(model, batch)
-        check_loss(value, "loss(model, batch)" if loss is not None else "the model's loss")
-        value.backward()
+        loss_of(loss, model, batch).backward()
         each = list(optimizers_of(optimizer))
         for one in each:
             one.step()
@@ -96,6 +94,13 @@ def default_step(loss: Loss | None) -> Step:
             model.zero_grad()
 
     return step
+
+
+def loss_of(loss: Loss | None, model: Any, batch: Any) -> torch.Tensor:
+    """The loss that a step begins with. Raises `JobError` for what is no loss."""
+    value = loss(model, batch) if loss is not None else _huggingface_loss(model, batch)
+    check_loss(value, "loss(model, batch)" if loss is not None else "the model's loss")
+    return value
 
 
 def _huggingface_loss(model: Any, batch: Any) -> Any:

@@ -7,36 +7,28 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
-import sys
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypeVar, overload
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
-from willfit._errors import JobError, UnavailableError, UsageError, WillNotFit
-from willfit._trace.trace import ENGINES, Engine
+from willfit._errors import JobError, UsageError
+from willfit._preflight import Job, Preflight, WillfitWarning
+from willfit._trace.trace import Engine
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import Accelerator
 
-    from willfit._arguments import Found
     from willfit._devices import Device
-    from willfit._footprint import Footprint
     from willfit._job import Loss
     from willfit._run import Step
-    from willfit._verify.verification import Verification
+
+__all__ = ["WillfitWarning", "guard"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_ENVIRONMENT = "WILLFIT"
-_ACTIONS = ("raise", "warn")
-
-
-class WillfitWarning(UserWarning):
-    """What the guard says where it does not refuse: a tight fit, a job that it could not follow, action="warn"."""
 
 
 @overload
@@ -57,6 +49,8 @@ def guard(
     model: str | None = None,
     optimizer: str | None = None,
     batch: str | None = None,
+    shapes: Literal["longest", "first"] | None = None,
+    accelerator: Accelerator | None = None,
 ) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
 def guard(
     function: Any = None,
@@ -75,11 +69,14 @@ def guard(
     model: Any = None,
     optimizer: Any = None,
     batch: Any = None,
+    shapes: Any = None,
+    accelerator: Any = None,
 ) -> Any:
     """Predict what a training function needs each time it is called, and refuse before its first line if it won't fit.
 
     Model, optimizer and batch are found among the arguments by their types, as docs/guard.md tells; a DataLoader gives
-    its first batch without being used up. The job predicted is ``steps`` steps on it, not the function's own lines.
+    its largest, without being used up. The job predicted is ``steps`` steps on it, not the function's
+    own lines.
     Coroutine and generator functions are checked when they first run: at ``await``, at the first ``next()``.
 
     Args:
@@ -101,6 +98,10 @@ def guard(
         model: the name of the parameter that is the model, where types leave it open; "self.net" for an attribute.
         optimizer: the name of the parameter that is the optimizer.
         batch: the name of the parameter that is the batch, or the loader of it.
+        shapes: which batch of a loader is predicted: "longest", the largest that it can give, found in up to 1,000
+            samples, or the "first". None: the longest where the dataset can be indexed, else the first.
+        accelerator: the `accelerate.Accelerator` that the function trains with. The default step is then as it does
+            it, and its processes agree before any of them raises.
 
     Raises:
         UsageError: when decorating, for an option that cannot be; when called, for arguments that leave it open what
@@ -122,69 +123,44 @@ def guard(
         Traceback (most recent call last):
         willfit._errors.WillNotFit: train() was not run: it will not fit on T4...
     """
-    options = _Options(
-        on, capacity, action, advise, steps, step, loss, engine, verify, tolerance, model, optimizer, batch
+    preflight = Preflight(
+        on=on,
+        capacity=capacity,
+        action=action,
+        advise=advise,
+        steps=steps,
+        engine=engine,
+        verify=verify,
+        tolerance=tolerance,
     )
+    options = _Options(preflight, step, loss, model, optimizer, batch, shapes, accelerator)
     return functools.partial(_guarded, options) if function is None else _guarded(options, function)
 
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    on: Any
-    capacity: Any
-    action: Any
-    advise: Any
-    steps: Any
+    preflight: Preflight
     step: Any
     loss: Any
-    engine: Any
-    verify: Any
-    tolerance: Any
     model: Any
     optimizer: Any
     batch: Any
+    shapes: Any
+    accelerator: Any
 
     def __post_init__(self) -> None:
-        if self.action not in _ACTIONS:
-            raise UsageError(f'action must be "raise" or "warn": found {self.action!r}')
-        if not isinstance(self.advise, bool):
-            raise UsageError(f"advise must be True or False: found {self.advise!r}")
-        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
-            raise UsageError(f"steps must be a number of optimizer steps, 1 or more: found {self.steps!r}")
         for name in ("step", "loss"):
             if (value := getattr(self, name)) is not None and not callable(value):
                 raise UsageError(f"{name} must be a function or None: found {value!r}")
         if self.step is not None and self.loss is not None:
             raise UsageError("step= and loss= are both given: a step has its own loss; leave out one of them")
-        if self.engine not in ENGINES:
-            raise UsageError(f"engine must be one of {', '.join(map(repr, ENGINES))}: found {self.engine!r}")
         for name in ("model", "optimizer", "batch"):
             if (value := getattr(self, name)) is not None and not isinstance(value, str):
                 raise UsageError(
                     f'{name} must be the name of a parameter, such as {name}="{name}": found {type(value).__name__}'
                 )
-        self._check_device()
-        self._check_verification()
-
-    def _check_verification(self) -> None:
-        if self.verify is False:
-            return
-        from willfit._verify.verification import parse_tolerance
-        from willfit._verify.verifier import check_verifier
-
-        parse_tolerance(self.tolerance)
-        if self.verify not in (True, "watch"):
-            check_verifier(self.verify)
-
-    def _check_device(self) -> None:
-        from willfit._devices import Device, resolve_device
-        from willfit._units import parse_size
-
-        if self.capacity is not None:
-            parse_size(self.capacity, "capacity")
-        here = self.on is None or str(self.on).startswith("cuda")  # looked for when the function is called
-        if isinstance(self.on, Device) or not here:
-            resolve_device(self.on, self.capacity)
+        if self.shapes not in (None, "longest", "first"):
+            raise UsageError(f'shapes must be "longest", "first" or None: found {self.shapes!r}')
 
 
 def _guarded(options: _Options, function: Any) -> Any:
@@ -224,6 +200,7 @@ class _Call:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    job: Job | None = None
     watched: AbstractContextManager[Any] = field(default_factory=nullcontext)
 
 
@@ -250,114 +227,57 @@ class _Check:
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
         """How to call the function. Raises what `guard` raises."""
-        options = self._options
-        action = _action_of_environment() or options.action
-        if action == "off":
+        options, preflight = self._options, self._options.preflight
+        if preflight.action_now() == "off":
             return _Call(args, kwargs)
 
-        from willfit._arguments import find
-        from willfit._devices import resolve_device
-        from willfit._predict import predict
+        if options.accelerator is None:
+            call, warning = self._look(preflight, args, kwargs)
+        else:
+            call, warning = self._look_together(preflight, args, kwargs)
+        if warning is not None:
+            warnings.warn(warning, WillfitWarning, 3)
+        return (
+            _Call(call.args, call.kwargs) if call.job is None else replace(call, watched=preflight.verified(call.job))
+        )
 
-        device = resolve_device(options.on, options.capacity)
-        if device is None:
-            raise UsageError(
-                f"{self._name} is guarded for the GPU of this process, and none is here: "
-                f'name one as in guard(on="T4"), or set {_ENVIRONMENT}=off'
-            )
+    def _look_together(self, preflight: Preflight, args: Any, kwargs: Any) -> tuple[_Call, str | None]:
+        """In each of the processes that train together: all raise, or none."""
+        from willfit.integrations._ranks import agreed, world_size
+
+        if world_size() > 1:  # the advice of one process would keep the others waiting
+            preflight = replace(preflight, advise=False)
+        calls = []
+
+        def look() -> str | None:
+            call, warning = self._look(preflight, args, kwargs)
+            calls.append(call)
+            return warning
+
+        warning = agreed(look)
+        return calls[0], warning
+
+    def _look(self, preflight: Preflight, args: Any, kwargs: Any) -> tuple[_Call, str | None]:
+        """How to call the function, and what to warn of."""
+        from willfit._arguments import find
+
+        options, device = self._options, preflight.device(self._name)
         names = {"model": options.model, "optimizer": options.optimizer, "batch": options.batch}
         try:
-            found = find(self._function, args, kwargs, several=options.step is not None, **names)
+            several = options.step is not None
+            found = find(self._function, args, kwargs, several=several, shapes=options.shapes, **names)
             args, kwargs = found.args, found.kwargs
             if _is_traced(found.model):
-                return _Call(args, kwargs)
-            footprint = predict(
-                *(found.model, found.optimizer, found.batch, options.step),
-                loss=options.loss,
-                on=device,
-                steps=options.steps,
-                capacity=options.capacity,
-                engine=options.engine,
-            )
-        except (JobError, UnavailableError) as error:
-            if action == "raise":
-                if sys.version_info >= (3, 11):
-                    error.add_note(
-                        f"Raised by the guard of {self._name}, which runs all the same with {_ENVIRONMENT}=warn."
-                    )
-                raise
-            warnings.warn(f"{self._name} runs unchecked, as it could not be predicted: {error}", WillfitWarning, 3)
-            return _Call(args, kwargs)
+                return _Call(args, kwargs), None
+            model, step, loss = found.model, options.step, options.loss
+            if options.accelerator is not None:
+                from willfit.integrations.accelerate import prepared_job
 
-        notes = f"Taken from the call: {found.taken}."
-        stateless = found.optimizer is None and options.step is None
-        if stateless:
-            notes += (
-                " Optimizer states are not counted: if there will be some, pass the optimizer, or make it in step=."
-            )
-        if footprint.verdict == "does not fit" and action == "raise":
-            self._refuse(found, device, footprint, notes)
-        if footprint.verdict != "fits":
-            verdict = "will not fit" if footprint.verdict == "does not fit" else "is a tight fit"
-            warnings.warn(f"{self._name} {verdict} on {device.name}. {notes}\n\n{footprint}", WillfitWarning, 3)
-        elif stateless:
-            warnings.warn(f"{self._name} fits on {device.name}. {notes}", WillfitWarning, 3)
-        return _Call(args, kwargs, self._verified(found, device))
-
-    def _refuse(self, found: Found, device: Device, footprint: Footprint, notes: str) -> NoReturn:
-        options = self._options
-        message = f"{self._name} was not run: it will not fit on {device.name}. {notes}\n\n{footprint}"
-        advice = None
-        if options.advise:
-            from willfit._advise import advise
-            from willfit._commands.streams import progress_line
-
-            with progress_line() as progress:
-                advice = advise(
-                    *(found.model, found.optimizer, found.batch, options.step),
-                    loss=options.loss,
-                    on=device,
-                    capacity=options.capacity,
-                    steps=options.steps,
-                    engine=options.engine,
-                    progress=progress,
-                )
-            message += f"\n\n{advice}"
-        raise WillNotFit(message, footprint, advice)
-
-    def _verified(self, found: Found, device: Device) -> AbstractContextManager[Any]:
-        """Verify now, and warn of what differs; or return what will, while the function runs."""
-        options = self._options
-        if options.verify is False:
-            return nullcontext()
-        from willfit._verify.verifier import JobToVerify
-        from willfit._verify.verify import verify_job
-        from willfit._verify.watch import watch
-
-        parts = (found.model, found.optimizer, found.batch, options.step)
-        try:
-            if options.verify == "watch":
-                on = options.on if str(options.on).startswith("cuda") else None
-                watched = watch(*parts, loss=options.loss, on=on, steps=options.steps, tolerance=options.tolerance)
-                watched.when_done(self._warn_of)
-                return watched
-            job = JobToVerify(*parts, options.loss, options.on, options.capacity, options.steps)
-            using = None if options.verify is True else options.verify
-            self._warn_of(verify_job(job, options.tolerance, using))
-        except (JobError, UnavailableError) as error:
-            warnings.warn(f"what {self._name} needs could not be verified: {error}", WillfitWarning, 4)
-        return nullcontext()
-
-    def _warn_of(self, verification: Verification) -> None:
-        if not verification.agrees:
-            warnings.warn(f"what {self._name} needs is not what was predicted.\n\n{verification}", WillfitWarning, 5)
-
-
-def _action_of_environment() -> str | None:
-    action = os.environ.get(_ENVIRONMENT) or None
-    if action not in (None, "off", *_ACTIONS):
-        raise UsageError(f"{_ENVIRONMENT}={action} in the environment: it must be off, warn or raise")
-    return action
+                (model, step), loss = prepared_job(options.accelerator, model, step, loss), None
+        except JobError as error:
+            return _Call(args, kwargs), preflight.unpredicted(self._name, error)
+        job = Job(self._name, model, found.optimizer, found.batch, step, loss, f"Taken from the call: {found.taken}.")
+        return _Call(args, kwargs, job), preflight.check(job, device)
 
 
 def _is_traced(model: torch.nn.Module) -> bool:

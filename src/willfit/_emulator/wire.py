@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from willfit._copying import MOST_BYTES, Copier
+from willfit._copying import MOST_BYTES, Copier, is_copied_by_attributes, shared_attributes
 from willfit._errors import JobError
 from willfit._globals import exchanged_globals, is_the_users
 from willfit._placement_bitsandbytes import parameter_class
@@ -118,6 +118,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
 
     def reducer_override(self, value: Any) -> Any:
         """How a value travels; as cloudpickle says where there is nothing special about it."""
+        if is_copied_by_attributes(type(value)):
+            return _blank, (type(value),), vars(value), None, None, _set_attributes
         if isinstance(value, torch.Tensor):
             if value.layout == torch.strided and not value.is_quantized and not value.is_nested:
                 return self._tensor(value)
@@ -129,6 +131,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
             return _named, (value.__module__, value.__qualname__)
         elif (special := _special(value)) is not None:
             return special
+        elif not isinstance(value, type) and (name := shared_attributes(value)) is not None:
+            return _sharing, (type(value), name, vars(value))
         reduced = super().reducer_override(value)
         if reduced is NotImplemented and type(value) not in self.dispatch_table and not _can_travel(value):
             return NotSent, (type(value).__name__,)
@@ -166,6 +170,14 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
             values = ctypes.string_at(storage.data_ptr(), storage.nbytes()) if small and storage.nbytes() else None
             self._storages[key] = _Storage(kind, storage.nbytes(), values)
         return self._storages[key]
+
+
+def _sharing(cls: type, name: str, attributes: dict[str, Any]) -> Any:
+    """An object that keeps its attributes in its class."""
+    setattr(cls, name, attributes)
+    value: Any = object.__new__(cls)
+    value.__dict__ = attributes
+    return value
 
 
 # -- tensors on the other side -------------------------------------------------------------------------------

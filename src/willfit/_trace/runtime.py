@@ -23,6 +23,7 @@ from willfit._trace.masks import masks_as_under_tracing
 from willfit._trace.overrides import overrides_enabled
 from willfit._trace.recorder import Recorder
 from willfit._trace.surroundings import nothing_left_behind
+from willfit._trace.triton import triton_kernels_not_launched
 
 __all__ = ["cuda_runtime", "nothing_left_behind"]
 
@@ -198,6 +199,7 @@ def cuda_runtime(recorder: Recorder, device: Device) -> Iterator[None]:
         stack.callback(torch._C._set_only_lift_cpu_tensors, lifted)
         stack.enter_context(phases_and_modules(recorder))
         stack.enter_context(bitsandbytes_runtime(recorder))
+        stack.enter_context(triton_kernels_not_launched(recorder))
         stack.enter_context(overrides_enabled())
         stack.enter_context(recorder)
         yield

@@ -1,0 +1,178 @@
+"""A callback for `transformers.Trainer`, and for the trainers that derive from it, as TRL's do."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import sys
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch.utils.data import Dataset, Subset
+
+from willfit._errors import JobError, UnavailableError, UsageError
+from willfit._preflight import Job, Preflight, WillfitWarning
+from willfit._worst_batch import batch_of
+from willfit.integrations._ranks import agreed, world_size
+from willfit.integrations._wrappers import unwrapped
+
+try:
+    from transformers import TrainerCallback
+except ImportError:  # said when a callback is made
+    TrainerCallback = None  # type: ignore[misc, assignment]
+
+if TYPE_CHECKING:
+    import torch
+
+    from willfit._devices import Device
+    from willfit._trace.trace import Engine
+
+
+class WillfitCallback(TrainerCallback or object):  # type: ignore[misc]
+    """Predict what a Trainer's steps need when training begins, and refuse before the first if they won't fit.
+
+    What is predicted is the Trainer's own ``training_step`` with its arguments: micro-batches, mixed precision,
+    checkpointing, clipping and optimizer, on the longest batch that its data and collator can give. Where several
+    processes train, all raise or none.
+
+    Args:
+        on: a GPU's name ("A100-80GB"), a size ("24 GiB"), a device here, or a `willfit.Device`. None: the GPU that the
+            Trainer uses.
+        capacity: what the allocator may hold, in bytes or as "14 GiB", in place of the device's own figure.
+        action: "raise" `WillNotFit`, or "warn" with a `WillfitWarning` and train on.
+        advise: with the refusal, say what would make the job fit.
+        steps: how many optimizer steps to predict.
+        shapes: "longest", "first", or None for the longest where the dataset can be indexed, as in `willfit.guard`.
+        engine: "symbolic", or "emulated", as in `willfit.predict`.
+        verify: as in `willfit.guard`; "watch" compares the first steps with the prediction.
+        tolerance: how far they may be apart, "2%".
+
+    Raises:
+        UnavailableError: at once, if Transformers is not installed.
+        UsageError: at once, for an option that cannot be; when training begins, if no GPU is named and none is here.
+        WillNotFit: when training begins; carries ``footprint`` and ``advice``.
+        JobError: likewise, if the job could not be predicted (a warning with action="warn").
+    """
+
+    def __init__(
+        self,
+        *,
+        on: str | int | Device | torch.device | None = None,
+        capacity: str | int | None = None,
+        action: Literal["raise", "warn"] = "raise",
+        advise: bool = True,
+        steps: int = 3,
+        shapes: Literal["longest", "first"] | None = None,
+        engine: Engine = "symbolic",
+        verify: bool | str = False,
+        tolerance: str | float = "2%",
+    ) -> None:
+        if TrainerCallback is None:
+            raise UnavailableError("transformers is not installed: pip install 'willfit[transformers]'")
+        if shapes not in (None, "longest", "first"):
+            raise UsageError(f'shapes must be "longest", "first" or None: found {shapes!r}')
+        self._preflight = Preflight(
+            on=on,
+            capacity=capacity,
+            action=action,
+            advise=advise,
+            steps=steps,
+            engine=engine,
+            verify=verify,
+            tolerance=tolerance,
+        )
+        self._shapes = shapes
+        self._watched: AbstractContextManager[Any] = nullcontext()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+        """Check the job. Called by the Trainer when its model and optimizer are prepared."""
+        preflight = self._preflight
+        if preflight.action_now() == "off":
+            return
+        name, jobs = f"{type(_trainer_at_work()).__name__}.train()", []
+        if world_size() > 1:
+            preflight = dataclasses.replace(preflight, advise=False)
+
+        def check() -> str | None:
+            device = preflight.device(name)
+            try:
+                jobs.append(_job(name, _trainer_at_work(), parts["train_dataloader"], self._shapes))
+            except JobError as error:
+                return preflight.unpredicted(name, error)
+            return preflight.check(jobs[0], device)
+
+        if (warning := agreed(check)) is not None:
+            warnings.warn(warning, WillfitWarning, 2)
+        if jobs:
+            self._watched = preflight.verified(jobs[0])
+            self._watched.__enter__()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+        """Training is over, and with it what watches it."""
+        self._watched.__exit__(None, None, None)
+        self._watched = nullcontext()
+
+
+def _trainer_at_work() -> Any:
+    """The Trainer that calls: it hands its parts to callbacks, but not itself."""
+    from transformers import Trainer
+
+    frame = sys._getframe()
+    while frame is not None:
+        if isinstance(trainer := frame.f_locals.get("self"), Trainer):
+            return trainer
+        frame = frame.f_back  # type: ignore[assignment]
+    raise UsageError("WillfitCallback is for a transformers.Trainer: Trainer(..., callbacks=[WillfitCallback()])")
+
+
+def _job(name: str, trainer: Any, loader: Any, shapes: str | None) -> Job:
+    """One optimizer step of a Trainer, as a job."""
+    model, buckets = unwrapped(trainer.model_wrapped)
+    try:
+        batch, which = batch_of(loader, shapes)
+    except StopIteration:
+        raise UsageError(f"{name}: the training data is empty, so there is no batch") from None
+    except Exception as error:
+        raise JobError(f"{name}: no batch could be made of its data: {type(error).__name__}: {error}") from error
+    count = trainer.args.gradient_accumulation_steps
+    # Accelerate's loader draws one batch ahead, and puts it on the GPU.
+    batches = [copy.deepcopy(batch) for _ in range(count + 1)]
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    taken = f"Taken from the Trainer: {type(model).__name__}, {type(optimizer).__name__}, {which} batch of its data."
+    step = functools.partial(_step, _twin(trainer), count, buckets)
+    return Job(name, model, trainer.optimizer, batches, step, taken=taken)
+
+
+def _twin(trainer: Any) -> Any:
+    """The Trainer in the step: with no callbacks, with its data left where it is, and for one process."""
+    twin = copy.copy(trainer)
+    twin.callback_handler = copy.copy(trainer.callback_handler)
+    twin.callback_handler.callbacks = []
+    twin.args = copy.copy(trainer.args)
+    twin.args.average_tokens_across_devices = False
+    for name in ("train_dataset", "eval_dataset"):
+        dataset = getattr(trainer, name, None)
+        if dataset is not None and not isinstance(dataset, Dataset) and hasattr(dataset, "__len__"):
+            setattr(twin, name, Subset(dataset, range(len(dataset))))  # a prediction copies lists, and no datasets
+    return twin
+
+
+def _step(trainer: Any, count: int, buckets: Any, model: Any, optimizer: Any, batches: Any) -> Any:
+    """What `transformers.Trainer._run_epoch` does for one optimizer step."""
+    micro_batches, items = trainer.get_batch_samples(iter(batches), count, trainer.args.device)
+    trainer.current_gradient_accumulation_steps = count
+    for number, inputs in enumerate(micro_batches, start=1):
+        trainer.accelerator.gradient_state._set_sync_gradients(number == count)
+        loss = trainer.training_step(model, inputs, items)
+        trainer._tr_loss = (
+            loss if getattr(trainer, "_tr_loss", None) is None else trainer._tr_loss.to(loss.device) + loss
+        )
+    norm = None
+    if trainer.args.max_grad_norm is not None and trainer.args.max_grad_norm > 0:
+        norm = trainer.accelerator.clip_grad_norm_(model.parameters(), trainer.args.max_grad_norm)
+    optimizer.step()
+    trainer.lr_scheduler.step()
+    model.zero_grad()
+    return loss, norm
