@@ -119,3 +119,23 @@ def test_the_batch_is_as_before() -> None:
     before = batch.clone()
     willfit.largest_batch(model, None, batch, loss=loss, on=card(64))
     assert torch.equal(batch, before)
+
+
+def test_where_a_million_samples_fit_no_more_are_looked_for() -> None:
+    model = torch.nn.Linear(1, 1)
+    batch = torch.zeros(8, 1)
+    found = willfit.largest_batch(model, None, batch, loss=loss, on="T4", steps=1)
+    assert found.size == 2**20
+    assert found.beyond is None
+    assert "Larger ones were not looked for." in str(found)
+
+
+def test_no_more_tokens_than_the_model_has_positions_for() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_layer=1, n_embd=64, n_head=2, n_positions=300, vocab_size=100)
+    model = transformers.GPT2LMHeadModel(config)
+    ids = torch.zeros(1, 128, dtype=torch.long)
+    batch = {"input_ids": ids, "labels": ids}
+    found = willfit.largest_sequence(model, torch.optim.SGD(model.parameters()), batch, on="T4", steps=1)
+    assert found.size == 256  # the next multiple of 64 is beyond 300
+    assert found.beyond is None

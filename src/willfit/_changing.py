@@ -139,6 +139,8 @@ def with_sequence_length(batch: Any, length: int) -> Any:
 
 
 def _resized(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
+    if tensor.numel() // max(1, tensor.size(dim)) * size > _MOST_ELEMENTS:
+        tensor = tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
     where = torch.arange(size, device="cpu") % max(1, tensor.size(dim))
     if tensor.device.type != "cpu":
         where = where.to(tensor.device)

@@ -33,7 +33,7 @@ What = Literal["batch size", "sequence length"]
 SCHEMA = 1
 """Version of ``Largest.to_dict()``."""
 
-_MOST = 2**20  # samples, or tokens in one
+_MOST = 2**20  # samples, or tokens in one: beyond that none are looked for
 _TOKENS = 64  # sequences are made longer by as many
 
 
@@ -50,8 +50,9 @@ class Largest:
     """Samples in a batch, or tokens in a sequence; 0 where not even the smallest fits."""
     footprint: Footprint | None
     """The job of that size; None where not even the smallest fits."""
-    beyond: Footprint
-    """The job of the next size up, which does not fit."""
+    beyond: Footprint | None
+    """The job of the next size up, which does not fit; None where no larger one is looked for: a million samples fit, or
+    the model has positions for no more tokens."""
     traces: int
     """How often the job was followed to find it."""
 
@@ -63,7 +64,7 @@ class Largest:
             "size": self.size,
             "traces": self.traces,
             "footprint": None if self.footprint is None else self.footprint.to_dict(),
-            "beyond": self.beyond.to_dict(),
+            "beyond": None if self.beyond is None else self.beyond.to_dict(),
         }
 
     def __int__(self) -> int:
@@ -146,20 +147,21 @@ class _Search:
         self._traces: dict[int, Trace] = {}
         self._resized: Callable[[Any, int], Any]
         if what == "batch size":
-            measured, self._resized, self._unit = batch_size(job.batch), with_batch_size, 1
+            measured, self._resized, self._unit, self._most = batch_size(job.batch), with_batch_size, 1, _MOST
         else:
             measured, self._resized, self._unit = sequence_length(job.batch), with_sequence_length, _TOKENS
+            self._most = max(1, _positions(job.model) // _TOKENS)
         if measured is None:
             raise JobError(_NO_SAMPLES if what == "batch size" else _NO_TOKENS)
 
     def largest(self) -> Largest:
-        self._follow(self._first())
+        self._follow([size for size in self._first() if size <= self._most])
         size = self._guess()
         while True:
-            self._follow([each for each in (size, size + 1) if each])
+            self._follow([each for each in (size, size + 1) if 0 < each <= self._most])
             if size and not self._fits(size):
                 size = self._below(size)
-            elif self._fits(size + 1):
+            elif size < self._most and self._fits(size + 1):
                 size = self._above(size + 1)
             else:
                 break
@@ -167,7 +169,7 @@ class _Search:
             self._what,
             size * self._unit,
             self._footprint(size) if size else None,
-            self._footprint(size + 1),
+            self._footprint(size + 1) if size < self._most else None,
             len(self._traces),
         )
 
@@ -202,9 +204,9 @@ class _Search:
     def _guess(self) -> int:
         """The largest size that fits by what is known, 0 if none does."""
         high = 1
-        while high < _MOST and self._seems_to_fit(high):
+        while high <= self._most and self._seems_to_fit(high):
             high *= 2
-        return self._between(high // 2, high)
+        return self._between(high // 2, min(high, self._most + 1))
 
     def _between(self, low: int, high: int) -> int:
         """Bisect, where ``low`` seems to fit and ``high`` does not."""
@@ -223,9 +225,9 @@ class _Search:
         if larger:
             return self._between(size, min(larger))
         high = size + 1
-        while high < _MOST and self._seems_to_fit(high):
+        while high <= self._most and self._seems_to_fit(high):
             high += high - size
-        return self._between(size, high)
+        return self._between(size, min(high, self._most + 1))
 
     def _seems_to_fit(self, size: int) -> bool:
         if size in self._traces:
@@ -240,6 +242,8 @@ class _Search:
         """The trace of this size, by those of the nearest sizes with the same events; None where there are too few."""
         wanted = 2 if self._what == "batch size" else 3
         near = sorted(self._traces, key=lambda known: abs(known - size))
+        if not near:
+            return None
         alike = [known for known in near if self._traces[known].events == self._traces[near[0]].events][:wanted]
         if len(alike) < wanted:
             return None
@@ -250,6 +254,14 @@ class _Search:
             for row in columns
         )
         return replace(self._traces[alike[0]], allocations=allocations)
+
+
+def _positions(model: Any) -> int:
+    """Tokens that a model of Transformers can tell the positions of; on fake tensors one too many would be no error."""
+    config = getattr(model, "config", None)
+    names = ("max_position_embeddings", "n_positions")
+    found = [value for name in names if isinstance(value := getattr(config, name, None), int) and value > 0]
+    return min(found, default=_MOST)
 
 
 def _weight(points: list[int], point: int, at: int) -> Fraction:

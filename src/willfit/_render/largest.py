@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def largest_text(largest: Largest, *, color: bool = False, width: int | None = None) -> str:
     """What fits, and by how much the next size up does not."""
     paper = Paper(color=color, width=width)
-    beyond = largest.beyond
-    name = beyond.device.name if beyond.device is not None else "this GPU"
+    either = largest.footprint or largest.beyond
+    name = either.device.name if either is not None and either.device is not None else "this GPU"
     unit = "samples in a batch" if largest.what == "batch size" else "tokens in a sequence"
     if largest.footprint is None:
         smallest = "one sample" if largest.what == "batch size" else "the shortest sequence"
@@ -26,6 +26,9 @@ def largest_text(largest: Largest, *, color: bool = False, width: int | None = N
     paper.paragraph(
         (f"{largest.size} {unit}", "bold green"), f" fit on {name} ({largest.footprint.verdict}): {needs}, {left} left."
     )
-    more = 1 if largest.what == "batch size" else 64
-    paper.paragraph(f"{largest.size + more} do not: they need {format_size(beyond.required)}.")
+    if largest.beyond is None:
+        paper.paragraph("Larger ones were not looked for.")
+    else:
+        more = 1 if largest.what == "batch size" else 64
+        paper.paragraph(f"{largest.size + more} do not: they need {format_size(largest.beyond.required)}.")
     return paper.text()

@@ -176,7 +176,7 @@ def _largest(name: str, parts: tuple[Any, ...], most: int, step: Any, loss: Any,
     if predict(*job, loss=loss, on=on, capacity=capacity).verdict != "does not fit":
         return most
     found = largest_batch(*job, loss=loss, on=on, capacity=capacity)
-    if not found.size:
+    if not found.size and found.beyond is not None:
         raise WillNotFit(f"{name} was not run: not even one sample fits.\n\n{found.beyond}", found.beyond)
     return min(most, found.size)
 
