@@ -51,8 +51,8 @@ class Largest:
     footprint: Footprint | None
     """The job of that size; None where not even the smallest fits."""
     beyond: Footprint | None
-    """The job of the next size up, which does not fit; None where no larger one is looked for: a million samples fit, or
-    the model has positions for no more tokens."""
+    """The job of the next size up, which does not fit; None where no larger one is looked for: a million samples fit,
+    or the model has positions for no more tokens."""
     traces: int
     """How often the job was followed to find it."""
 
