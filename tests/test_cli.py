@@ -37,6 +37,11 @@ def step(model, optimizer, batch):
     optimizer.zero_grad()
 
 
+def adam():
+    model, _, batch, step = build(4096)  # 64 MiB of weights, of gradients, of each average, and of temporaries
+    return model, torch.optim.AdamW(model.parameters()), batch, step
+
+
 def too_large():
     return build(100_000)  # 37 GiB of weights
 
@@ -476,11 +481,11 @@ def test_the_figures_of_the_json_agree_with_each_other(capsys: pytest.CaptureFix
 
 
 def test_advice_is_as_documented(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["check", "train.py:build", "--on", "T4", "--capacity", "40 MiB", "--advise", "--format", "json"]
+    arguments = ["check", "train.py:adam", "--on", "T4", "--capacity", "300 MiB", "--format", "json"]
     assert main(arguments) == 1
     advice = json.loads(capsys.readouterr().out)["advice"]
     assert set(advice) == documented("## Advice")
-    assert advice["options"]
+    assert advice["options"][0]["titles"] == ["fused AdamW"]
     options = documented("### `options[]`, `partial[]`")
     assert all(set(each) == options for each in (*advice["options"], *advice["partial"]))
 

@@ -512,6 +512,17 @@ def test_the_same_inside_of_other_contexts(job: Job) -> None:
     assert _everything(job) == before
 
 
+def test_gradients_that_a_step_leaves_go_with_the_copy(job: Job) -> None:
+    """Of one of them, that of a bias under a sum, the values are known, by way of what follows the run."""
+
+    def step(model: Any, optimizer: Any, batch: Any) -> None:
+        model(batch).sum().backward()
+        optimizer.step()
+
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 1))
+    predict(model, torch.optim.AdamW(model.parameters()), torch.zeros(4, 64), step, on="T4")  # the fixture counts
+
+
 def test_the_same_again_and_from_another_thread(job: Job) -> None:
     first = job.predict()
     answers: list[Footprint] = []

@@ -1,6 +1,20 @@
 from __future__ import annotations
 
+import importlib
+import pkgutil
+
 import pytest
+import rich
+
+import willfit
+
+# pytester forgets modules that a run inside of this process was the first to import. Others that were there before may
+# hold what came from them, and the next import makes a second class of the same name.
+_OF_OTHERS = ("__main__", "bootstrap", "integrations.", "jupyter", "_win32_console", "_windows", "_windows_renderer")
+for package in (rich, willfit):
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if not any(f".{part}" in module.name for part in _OF_OTHERS):
+            importlib.import_module(module.name)
 
 
 @pytest.fixture(autouse=True)

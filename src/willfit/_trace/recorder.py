@@ -245,9 +245,15 @@ class Recorder(TorchDispatchMode, Follower):
         return tensor.requires_grad_(requires_grad)
 
     def release_all(self) -> None:
-        """Forget live storages, so that what the trace leaves behind is not noted as frees."""
+        """Forget live storages, so that what the trace leaves behind is not noted as frees, and the job's copy.
+
+        A gradient that is left may know its values by way of this recorder; its parameter owns it out of the garbage
+        collector's sight.
+        """
         self._live.clear()
         self._standins.clear()
+        self.state.clear()
+        self.after_backward = lambda: None
 
     # -- roles ------------------------------------------------------------------------------------------------
 
