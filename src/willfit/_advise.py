@@ -73,7 +73,7 @@ def advise(
         >>> import torch, willfit
         >>> model = torch.nn.Sequential(*[torch.nn.Linear(1024, 1024) for _ in range(8)])
         >>> job = model, torch.optim.AdamW(model.parameters()), torch.zeros(8, 1024)
-        >>> toy = willfit.Device(name="toy", total=160 * 2**20, context=0)
+        >>> toy = willfit.Device(name="toy", total=170 * 2**20, context=0)
         >>> advice = willfit.advise(*job, loss=lambda model, batch: model(batch).sum(), on=toy)
         >>> advice.footprint.verdict, advice.options[0].verdict, advice.options[0].disruption
         ('does not fit', 'fits', 'same results')

@@ -22,3 +22,4 @@ def tests_of_tests_in_their_order(request: pytest.FixtureRequest, monkeypatch: p
     if "pytester" in request.fixturenames:
         request.getfixturevalue("pytester")  # drops the variable
         monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly")
+        monkeypatch.delenv("CI", raising=False)  # where no baseline is written; tests of that set it
