@@ -15,11 +15,11 @@ from willfit._devices import Device, all_devices, resolve_device
 from willfit._errors import UsageError
 from willfit._footprint import Footprint
 from willfit._parallel import each_of
-from willfit._predict import check_engine
+from willfit._predict import check_engine, predict
 from willfit._remedies.applying import code_of
 from willfit._remedies.remedy import DISRUPTIONS, Change
 from willfit._trace.trace import Engine, Transfers
-from willfit._trials import Trials, proposals
+from willfit._trials import Trials, concerns_the_allocator_alone, proposals, replayed
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,7 @@ def advise(
     job = Job(model, optimizer, batch, step, loss)
     trials = Trials(job, device, steps, engine)
     progress(f"following the job as it is on {device.name}")
-    before = trials.footprint((), steps)
+    before = predict(model, optimizer, batch, step, loss=loss, on=device, steps=steps, engine=engine)
     proposed, not_applicable = proposals(job, device, lambda: before)
     return _Search(trials, before, proposed, not_applicable, progress).advice(combine)
 
@@ -144,10 +144,15 @@ class _Search:
             with suppress(Exception):  # once for all processes; what is wrong with it is said of each change
                 import_module(name)
         found = each_of(
-            [partial(self._trials.attempt, changes, min(steps, self._trials.steps)) for changes in new],
+            [self._work(changes, min(steps, self._trials.steps)) for changes in new],
             lambda number: self._progress(f"trying {titles[number]}"),
         )
         self._known.update(zip(map(_key, new), found, strict=True))
+
+    def _work(self, changes: Sequence[Change], steps: int) -> Callable[[], Footprint | str]:
+        if concerns_the_allocator_alone(changes):
+            return partial(replayed, self._before, self._trials.device, changes)
+        return partial(self._trials.attempt, changes, steps)
 
     def _footprint(self, changes: Sequence[Change]) -> Footprint | None:
         found = self._known[_key(changes)]

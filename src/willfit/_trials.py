@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 from unittest.mock import patch
 
 from willfit._allocator_settings import AllocatorSettings
@@ -51,8 +52,7 @@ class Trials:
 
     def footprint(self, changes: Sequence[Change], steps: int) -> Footprint:
         """The prediction of the job with these changes."""
-        environment = {name: value for change in changes for name, value in change.environment.items()}
-        with patch.dict(os.environ, environment), quiet(), copied(self.job) as copy:
+        with _environment(changes), quiet(), copied(self.job) as copy:
             settings = AllocatorSettings.from_environment()
             changed = applied(copy, changes)
             parts = changed.model, changed.optimizer, changed.batch, changed.step
@@ -65,6 +65,24 @@ class Trials:
             return self.footprint(changes, steps)
         except Exception as error:
             return _why_not(error)
+
+
+def replayed(before: Footprint, device: Device, changes: Sequence[Change]) -> Footprint:
+    """The same job under other settings of the allocator, which change nothing of what it asks for."""
+    with _environment(changes):
+        return footprint_of(before._trace, device, AllocatorSettings.from_environment())
+
+
+def concerns_the_allocator_alone(changes: Sequence[Change]) -> bool:
+    """Whether these changes are variables of the environment, and no code."""
+    return all(
+        change.environment and change.apply is None and all(line.startswith("#") for line in change.code.split("\n"))
+        for change in changes
+    )
+
+
+def _environment(changes: Sequence[Change]) -> Any:
+    return patch.dict(os.environ, {name: value for change in changes for name, value in change.environment.items()})
 
 
 def _why_not(error: Exception) -> str:
