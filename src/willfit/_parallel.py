@@ -55,9 +55,14 @@ def _begin() -> None:
 
     OpenMP's threads did not come along, and PyTorch would wait for them.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_the_parent()
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+
+
+def end_with_the_parent() -> None:
+    """Let the system kill this process when the one that made it ends, however that ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _run(number: int) -> Any:

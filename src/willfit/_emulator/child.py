@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import faulthandler
 import gc
@@ -19,8 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from willfit._emulator.messages import FREE, JOB, LIMITED, REQUEST, Failed, Ran, Request
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from willfit._parallel import end_with_the_parent
 
 
 def main(folder: str) -> None:
@@ -28,7 +26,7 @@ def main(folder: str) -> None:
     start = time.perf_counter()
     warnings.simplefilter("ignore")
     faulthandler.enable()
-    _end_with_the_parent()
+    end_with_the_parent()
     os.environ.pop("LD_PRELOAD")  # processes that the user's code starts need no GPU
     where = Path(folder)
     request: Request = pickle.loads((where / REQUEST).read_bytes())
@@ -45,7 +43,7 @@ def _in_a_fork(where: Path, name: str, request: Request, limit: int | None, seco
     """A run in a process that has PyTorch, and has not looked for a GPU yet."""
     child = os.fork()
     if child == 0:
-        _end_with_the_parent()
+        end_with_the_parent()
 
         def done(result: Ran | Failed) -> NoReturn:
             (where / name).write_bytes(pickle.dumps(result))
@@ -61,10 +59,6 @@ def _in_a_fork(where: Path, name: str, request: Request, limit: int | None, seco
         os.kill(os.getpid(), os.WTERMSIG(status))
     result: Ran | Failed = pickle.loads((where / name).read_bytes())
     return result
-
-
-def _end_with_the_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _result(
