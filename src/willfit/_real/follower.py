@@ -111,12 +111,14 @@ class RealFollower(Follower):
     def place(self, meta: torch.Tensor, role: Role, module: str, original: torch.Tensor) -> torch.Tensor:
         """Allocate a tensor of the job on the device."""
         storage = meta.untyped_storage()
-        if storage._cdata not in self._placed:
+        _, real = self._placed.get(storage._cdata, (None, None))
+        if real is None:
             real = torch.empty(storage.nbytes(), dtype=torch.uint8, device=self.device).untyped_storage()
-            self._placed[storage._cdata] = storage, real
+            if role != "temporaries":  # what is there on the way alone shares no storage, and is not kept
+                self._placed[storage._cdata] = storage, real
             self._note(("placed", role, module, real.data_ptr()))
         placed = torch.empty(0, dtype=meta.dtype, device=self.device)
-        return placed.set_(self._placed[storage._cdata][1], meta.storage_offset(), meta.size(), meta.stride())
+        return placed.set_(real, meta.storage_offset(), meta.size(), meta.stride())
 
     def as_parameter(self, tensor: torch.Tensor, kind: type[torch.nn.Parameter], requires_grad: bool) -> torch.Tensor:
         """A parameter over the storage of a placed tensor."""
