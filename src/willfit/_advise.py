@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
-from itertools import combinations
+from itertools import combinations, takewhile
 from typing import TYPE_CHECKING, Any
 
 from willfit._advice import Advice, Option, shares
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from willfit._job import Loss
     from willfit._run import Step
 
-_SEARCH_STEPS = 2  # the first creates the optimizer's state, the second is the steady state; what is shown has them all
 _MOST_PAIRS = 6
 
 _Set = tuple[Change, ...]
@@ -116,7 +115,6 @@ class _Search:
         if combine and self._before.verdict == "does not fit":
             fitting += self._combinations(helpful, fitting)
         chosen = self._ranked(fitting)
-        self._finish(chosen)
         partial = [change for change in helpful if not self._fits((change,))]
         partial.sort(key=lambda change: -self._saved((change,)))
         device = self._trials.device
@@ -137,22 +135,22 @@ class _Search:
 
     # -- trying --------------------------------------------------------------------------------------------------
 
-    def _try(self, sets: Iterable[Sequence[Change]], steps: int = _SEARCH_STEPS) -> None:
+    def _try(self, sets: Iterable[Sequence[Change]]) -> None:
         new = [changes for changes in sets if _key(changes) not in self._known]
         titles = [" + ".join(change.title for change in changes) for changes in new]
         for name in {name for changes in new for change in changes for name in change.packages}:
             with suppress(Exception):  # once for all processes; what is wrong with it is said of each change
                 import_module(name)
         found = each_of(
-            [self._work(changes, min(steps, self._trials.steps)) for changes in new],
+            list(map(self._work, new)),
             lambda number: self._progress(f"trying {titles[number]}"),
         )
         self._known.update(zip(map(_key, new), found, strict=True))
 
-    def _work(self, changes: Sequence[Change], steps: int) -> Callable[[], Footprint | str]:
+    def _work(self, changes: Sequence[Change]) -> Callable[[], Footprint | str]:
         if concerns_the_allocator_alone(changes):
             return partial(replayed, self._before, self._trials.device, changes)
-        return partial(self._trials.attempt, changes, steps)
+        return partial(self._trials.whether_it_fits, changes)
 
     def _footprint(self, changes: Sequence[Change]) -> Footprint | None:
         found = self._known[_key(changes)]
@@ -169,17 +167,13 @@ class _Search:
     # -- together ------------------------------------------------------------------------------------------------
 
     def _combinations(self, helpful: list[Change], fitting: list[_Set]) -> list[_Set]:
-        found: list[_Set] = []
-        for level in DISRUPTIONS:
-            if any(_disruption(changes) == level for changes in fitting):
-                break  # a single change of this level does already
-            best = self._best_of_each(helpful, level)
-            if len(best) < 2:
-                continue
-            self._try([best])
-            if self._fits(best):
-                found.append(self._shrunk(best))
-                break
+        done = {_disruption(changes) for changes in fitting}  # by a single change
+        levels = takewhile(lambda level: level not in done, DISRUPTIONS)
+        best_of_levels = (self._best_of_each(helpful, level) for level in levels)
+        together = {_key(best): best for best in best_of_levels if len(best) > 1}
+        self._try(together.values())
+        gentlest = next(filter(self._fits, together.values()), None)
+        found = [] if gentlest is None else [self._shrunk(gentlest)]
         if not fitting:
             found += self._pairs(helpful)
         return found
@@ -230,13 +224,6 @@ class _Search:
         return list({_key(changes): changes for changes in (*first, *found) if changes}.values())
 
     # -- the answer ----------------------------------------------------------------------------------------------
-
-    def _finish(self, chosen: list[_Set]) -> None:
-        """Follow what is shown through as many steps as were asked for."""
-        if self._trials.steps > _SEARCH_STEPS:
-            for changes in chosen:
-                del self._known[_key(changes)]
-            self._try(chosen, self._trials.steps)
 
     def _option(self, changes: Sequence[Change]) -> Option:
         footprint = self._footprint(changes)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from willfit._allocator_settings import AllocatorSettings
 from willfit._devices import Device
@@ -125,7 +125,18 @@ class Footprint:
 
     def on(self, device: Device) -> Footprint:
         """The same trace on another card, where that does not change what is computed."""
-        return footprint_of(self._trace, device, self._settings)
+        bounded = _at_capacity(self._trace, self._settings, device, self.peak_reserved)
+        return replace(
+            self,
+            device=device,
+            context=device.context,
+            bill=dict(self.bill),
+            verdict=_verdict(bounded, device.capacity, self._trace),
+            out_of_memory=bounded.out_of_memory,
+            retries=bounded.retries,
+            reserved_at_capacity=None if bounded.out_of_memory else bounded.peak_reserved,
+            assumptions=(*device.assumptions, *_assumptions(self._trace, self._settings)),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, as docs/schema.md describes them; sizes are bytes."""
@@ -205,35 +216,59 @@ def footprint_of(
 ) -> Footprint:
     """Replay a trace without limit, and again at the device's capacity for the verdict."""
     free = replay(trace, None, settings)
-    bounded = None if device is None else replay(trace, device.capacity, settings, device.total)
     roles, modules, sources = _at_peak(trace, free)
-    assumptions = (*(device.assumptions if device is not None else ()), *trace.assumptions)
-    if settings.backend != "native":
-        assumptions += (f"the allocator's backend {settings.backend} is not modelled: predicted with the native one",)
-    return Footprint(
-        device=device,
+    unlimited = Footprint(
+        device=None,
         job=trace.job,
         steps=trace.steps,
         peak_allocated=free.peak_allocated,
         peak_reserved=free.peak_reserved,
-        context=device.context if device is not None else (context or 0),
+        context=context or 0,
         bill=roles,
         phases=phase_peaks(trace, free),
         modules=tuple(modules.most_common(_LARGEST)),
         sources=tuple(sources.most_common(_LARGEST)),
         timeline=_timeline(free),
-        verdict=None if bounded is None or device is None else _verdict(bounded, device.capacity, trace),
-        out_of_memory=None if bounded is None else bounded.out_of_memory,
-        retries=0 if bounded is None else bounded.retries,
-        reserved_at_capacity=None if bounded is None or bounded.out_of_memory else bounded.peak_reserved,
+        verdict=None,
+        out_of_memory=None,
+        retries=0,
+        reserved_at_capacity=None,
         convolution_workspace=trace.convolution_workspace,
-        assumptions=assumptions,
+        assumptions=_assumptions(trace, settings),
         _trace=trace,
         _settings=settings,
     )
+    return unlimited if device is None else unlimited.on(device)
 
 
-def _verdict(bounded: Replay, capacity: int, trace: Trace) -> Verdict:
+def _assumptions(trace: Trace, settings: AllocatorSettings) -> tuple[str, ...]:
+    if settings.backend == "native":
+        return trace.assumptions
+    unmodelled = f"the allocator's backend {settings.backend} is not modelled: predicted with the native one"
+    return (*trace.assumptions, unmodelled)
+
+
+class _Bounded(NamedTuple):
+    """How a trace gets along on a card."""
+
+    peak_reserved: int
+    retries: int
+    out_of_memory: OutOfMemoryPlace | None
+
+
+def _at_capacity(trace: Trace, settings: AllocatorSettings, device: Device, unlimited: int) -> _Bounded:
+    """Replay a trace at a device's capacity, where that makes a difference: what it reserves without limit exceeds it.
+
+    Under settings that are parts of the device's memory, and for segments of its size, it always may.
+    """
+    is_apart = settings.per_process_memory_fraction == 1 and not settings.expandable_segments
+    if is_apart and unlimited <= device.capacity:
+        return _Bounded(unlimited, 0, None)
+    bounded = replay(trace, device.capacity, settings, device.total)
+    return _Bounded(bounded.peak_reserved, bounded.retries, bounded.out_of_memory)
+
+
+def _verdict(bounded: _Bounded, capacity: int, trace: Trace) -> Verdict:
     if bounded.out_of_memory is not None:
         return "does not fit"
     left = capacity - bounded.peak_reserved

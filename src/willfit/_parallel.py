@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -53,9 +54,11 @@ def each_of(
 def _begin() -> None:
     """In a new process: end when the parent is killed, which a pool does not notice.
 
-    OpenMP's threads did not come along, and PyTorch would wait for them.
+    OpenMP's threads did not come along, and PyTorch would wait for them. The garbage collector need not look at what
+    the parent has, again and again, which would also copy its pages.
     """
     end_with_the_parent()
+    gc.freeze()
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
 

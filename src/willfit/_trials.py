@@ -19,6 +19,8 @@ from willfit._remedies.applying import applied
 from willfit._remedies.remedy import Change, NotApplicable, Situation
 from willfit._trace.trace import Engine
 
+_STEPS_THAT_SHOW = 2  # the first makes the optimizer's states, the second finds them there
+
 
 def proposals(
     job: Job, device: Device, predict: Callable[[], Footprint]
@@ -65,6 +67,13 @@ class Trials:
             return self.footprint(changes, steps)
         except Exception as error:
             return _why_not(error)
+
+    def whether_it_fits(self, changes: Sequence[Change]) -> Footprint | str:
+        """As `attempt`, of all steps only where the first ones do not show that it cannot fit."""
+        found = self.attempt(changes, min(self.steps, _STEPS_THAT_SHOW))
+        if isinstance(found, Footprint) and found.steps < self.steps and found.verdict != "does not fit":
+            return self.attempt(changes, self.steps)
+        return found
 
 
 def replayed(before: Footprint, device: Device, changes: Sequence[Change]) -> Footprint:

@@ -14,10 +14,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from willfit._trace.fake import META, FakeCudaTensor, run_on_meta, storages_of
+from willfit._trace.fake import META, FakeCudaTensor, storages_of
 from willfit._trace.following import Follower, calling_line, line
 from willfit._trace.kernels import Call, Rule, rules
-from willfit._trace.shapes import shortcut
+from willfit._trace.shapes import Shapes
 from willfit._trace.trace import Allocation, JobSummary, Mark, Phase, Role, Trace, Transfers
 
 _CPU = torch.device("cpu")
@@ -46,6 +46,7 @@ class Recorder(TorchDispatchMode, Follower):
         self.draws_on_host = False
         """Whether an operator on the CPU drew random numbers."""
         self._rules: dict[Any, Rule] = rules()
+        self._shapes = Shapes()
         self._events = array("q")
         self._marks: list[Mark] = [Mark(0, 0, "placement")]
         self._sizes: list[int] = []
@@ -79,15 +80,12 @@ class Recorder(TorchDispatchMode, Follower):
         if kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": META}
         args = self._adopt_all(func, args)
-        quick = shortcut(func)
-        out = NotImplemented if quick is None else quick(*args, **kwargs)
-        if out is NotImplemented:
-            try:
-                out = run_on_meta(func, args, kwargs)
-            except NotImplementedError:
-                if func._schema.returns:
-                    raise
-                return None  # it changes its arguments in place and makes no tensor
+        try:
+            out = self._shapes.run(func, args, kwargs)
+        except NotImplementedError:
+            if func._schema.returns:
+                raise
+            return None  # it changes its arguments in place and makes no tensor
         if isinstance(out, torch.Tensor):
             return out if type(out) is FakeCudaTensor else self._born(out, func)
         if order is not None:
