@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# The emulated GPU has neither cuDNN's attention nor its newer interface: the prediction does without them too.
+os.environ |= {"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1", "TORCH_CUDNN_V8_API_DISABLED": "1"}
 
 import torch
 

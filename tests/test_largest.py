@@ -139,3 +139,13 @@ def test_no_more_tokens_than_the_model_has_positions_for() -> None:
     found = willfit.largest_sequence(model, torch.optim.SGD(model.parameters()), batch, on="T4", steps=1)
     assert found.size == 256  # the next multiple of 64 is beyond 300
     assert found.beyond is None
+
+
+def test_a_model_with_positions_for_fewer_tokens_than_a_step_up_is_refused() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_layer=1, n_embd=64, n_head=2, n_positions=48, vocab_size=100)
+    model = transformers.GPT2LMHeadModel(config)
+    ids = torch.zeros(1, 32, dtype=torch.long)
+    batch = {"input_ids": ids, "labels": ids}
+    with pytest.raises(willfit.JobError, match="positions for 48 only"):
+        willfit.largest_sequence(model, torch.optim.SGD(model.parameters()), batch, on="T4", steps=1)

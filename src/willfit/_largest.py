@@ -67,6 +67,11 @@ class Largest:
             "beyond": None if self.beyond is None else self.beyond.to_dict(),
         }
 
+    @property
+    def next_size(self) -> int:
+        """The next size up."""
+        return self.size + (1 if self.what == "batch size" else _TOKENS)
+
     def __int__(self) -> int:
         return self.size
 
@@ -150,9 +155,14 @@ class _Search:
             measured, self._resized, self._unit, self._most = batch_size(job.batch), with_batch_size, 1, _MOST
         else:
             measured, self._resized, self._unit = sequence_length(job.batch), with_sequence_length, _TOKENS
-            self._most = max(1, _positions(job.model) // _TOKENS)
+            self._most = _positions(job.model) // _TOKENS
         if measured is None:
             raise JobError(_NO_SAMPLES if what == "batch size" else _NO_TOKENS)
+        if not self._most:
+            raise JobError(
+                f"sequences are made longer by {_TOKENS} tokens at a time, and the model has positions for "
+                f"{_positions(job.model)} only"
+            )
 
     def largest(self) -> Largest:
         self._follow([size for size in self._first() if size <= self._most])

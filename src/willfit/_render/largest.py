@@ -29,6 +29,5 @@ def largest_text(largest: Largest, *, color: bool = False, width: int | None = N
     if largest.beyond is None:
         paper.paragraph("Larger ones were not looked for.")
     else:
-        more = 1 if largest.what == "batch size" else 64
-        paper.paragraph(f"{largest.size + more} do not: they need {format_size(largest.beyond.required)}.")
+        paper.paragraph(f"{largest.next_size} do not: they need {format_size(largest.beyond.required)}.")
     return paper.text()

@@ -22,17 +22,7 @@ _GLOBAL = 320  # partial results of the norm of all tensors together, in version
 
 def _is_fast(tensors: Sequence[torch.Tensor]) -> bool:
     """can_use_fast_route, for one list: one dtype, and no gaps in memory."""
-    return all(t.dtype == tensors[0].dtype and _is_dense(t) for t in tensors)
-
-
-def _is_dense(tensor: torch.Tensor) -> bool:
-    """is_non_overlapping_and_dense."""
-    expected = 1
-    for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1):
-        if stride != expected:
-            return tensor.numel() == 0
-        expected *= size
-    return True
+    return all(t.dtype == tensors[0].dtype and torch.ops.aten.is_non_overlapping_and_dense(t) for t in tensors)
 
 
 def _chunks(tensors: Sequence[torch.Tensor]) -> int:
