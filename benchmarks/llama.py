@@ -1,12 +1,15 @@
 """How long Llama-3-8B takes: ``python benchmarks/llama.py``. Prints seconds of CPU, and the process's peak RSS.
 
-Also what a step costs for each operator, and how the time grows with the number of operators.
+Also what a step costs for each operator, how the time grows with the number of operators, and by the clock, as several
+processes share the work, how long full advice and the largest batch take.
 """
 
 from __future__ import annotations
 
+import os
 import resource
 import time
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -29,16 +32,20 @@ def llama(layers: int) -> LlamaForCausalLM:
         return LlamaForCausalLM(config).to(torch.bfloat16)
 
 
+def job(layers: int) -> tuple[Any, Any, Any]:
+    model, ids = llama(layers), torch.zeros(1, 512, dtype=torch.long)
+    return model, torch.optim.AdamW(model.parameters()), {"input_ids": ids, "labels": ids}
+
+
 def seconds(layers: int, steps: int = 3) -> tuple[float, willfit.Footprint]:
-    model = llama(layers)
-    optimizer = torch.optim.AdamW(model.parameters())
-    ids = torch.zeros(1, 512, dtype=torch.long)
+    parts = job(layers)
     start = time.process_time()
-    footprint = willfit.predict(model, optimizer, {"input_ids": ids, "labels": ids}, on="T4", steps=steps)
+    footprint = willfit.predict(*parts, on="T4", steps=steps)
     return time.process_time() - start, footprint
 
 
 def main() -> None:
+    os.environ["WILLFIT_REUSE"] = "off"
     first, footprint = seconds(32)
     again, _ = seconds(32)
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -55,6 +62,11 @@ def main() -> None:
     large, large_trace = min(seconds(30), seconds(30), key=lambda pair: pair[0])
     operators = len(large_trace._trace.events) / len(small_trace._trace.events)
     print(f"{operators:.1f} times the events take {large / small:.1f} times as long")
+    for question, on in ((willfit.advise, "T4"), (willfit.largest_batch, "A100-80GB")):
+        parts = job(32)
+        elapsed = time.perf_counter()
+        question(*parts, on=on)
+        print(f"{question.__name__} on {on}: {time.perf_counter() - elapsed:.1f} s")
 
 
 if __name__ == "__main__":
