@@ -220,7 +220,7 @@ def test_a_step_of_ones_own_is_kept(only: Callable[..., None]) -> None:
         model = WithLoss(width=1024, depth=2)
         return model, torch.optim.SGD(model.parameters()), {"x": torch.zeros(512, 1024)}
 
-    options = by_title(willfit.advise(*wide(), step, on=card(140)))
+    options = by_title(willfit.advise(*wide(), step, on=card(1000)))
     halves = options["2 micro-batches of 256",]
     assert "DataLoader(..., batch_size=256)" in halves.code
     none = options["gradients set to None after the step",]
@@ -228,7 +228,7 @@ def test_a_step_of_ones_own_is_kept(only: Callable[..., None]) -> None:
     names["model"], names["optimizer"], names["batch"] = wide()
     exec(none.code, names)
     parts = (names[name] for name in ("model", "optimizer", "batch", "step"))
-    assert same(willfit.predict(*parts, on=card(140), steps=2), none.footprint)
+    assert same(willfit.predict(*parts, on=card(1000)), none.footprint)
     # With zeros kept, the gradient of a weight, of 1024 x 4096 floats, is made beside them, and then added.
     assert none.saved >= 4 * 1024 * 4096
 
@@ -241,12 +241,26 @@ def test_micro_batches_of_a_step_of_ones_own_step_once(only: Callable[..., None]
         optimizer.step()
         optimizer.zero_grad()
 
-    own = by_title(willfit.advise(*job(), step, on=card(100)))
-    plain = by_title(willfit.advise(*job(), on=card(100)))
+    own = by_title(willfit.advise(*job(), step, on=card(1000)))
+    plain = by_title(willfit.advise(*job(), on=card(1000)))
     for titles in (("2 micro-batches of 1024",), ("4 micro-batches of 512",)):
         with_loader, whole = own[titles].footprint, plain[titles].footprint
         rest = 2048 * 256 * 4 - with_loader.bill["inputs"]  # the other parts of the batch, which a loader makes later
         assert whole.peak_allocated - rest == with_loader.peak_allocated
+
+
+def test_what_takes_more_than_what_is_too_much_is_not_tried(only: Callable[..., None]) -> None:
+    only("micro-batches", "activation checkpointing")
+    small = card(40)
+    advice = willfit.advise(*job(), on=small, combine=False)
+    skipped = dict(advice.not_applicable)
+    assert skipped["2 micro-batches of 1024"] == "with 4 micro-batches of 512 it does not fit either"
+    assert skipped["4 micro-batches of 512"] == "with 16 micro-batches of 128 it does not fit either"
+    assert "activation checkpointing of every second block" in skipped
+    assert set(by_title(advice)) == {("16 micro-batches of 128",), ("activation checkpointing",)}
+    all_of_them = by_title(willfit.advise(*job(), on=card(1000)))  # where it fits, each is tried
+    for title in skipped:
+        assert all_of_them[title,].footprint.on(small).verdict == "does not fit"
 
 
 # -- remedies that fail ------------------------------------------------------------------------------------------------

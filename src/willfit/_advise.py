@@ -109,7 +109,7 @@ class _Search:
         self._known: dict[frozenset[int], Footprint | str] = {}
 
     def advice(self, combine: bool) -> Advice:
-        self._try([(change,) for change in self._changes])
+        self._try_each()
         helpful = [change for change in self._changes if self._saved((change,)) > 0]
         fitting: list[_Set] = [(change,) for change in helpful if self._fits((change,))]
         if combine and self._before.verdict == "does not fit":
@@ -134,6 +134,22 @@ class _Search:
         )
 
     # -- trying --------------------------------------------------------------------------------------------------
+
+    def _try_each(self) -> None:
+        """Each change by itself, the lighter ones first: where one is too much, those that take more are not tried."""
+        named = {change.name: change for change in self._changes}
+        waiting, too_much = self._changes, set[str]()
+        while waiting:
+            heavier = [c for c in waiting if c.lighter in named and _key((named[c.lighter],)) not in self._known]
+            now = [change for change in waiting if change not in heavier] or waiting
+            for change in now:
+                if change.lighter in too_much:
+                    reason = f"with {named[change.lighter].title} it does not fit either"
+                    self._known[_key((change,))] = reason
+            self._try([(change,) for change in now])
+            if self._before.verdict == "does not fit":
+                too_much |= {c.name for c in now if c.lighter in too_much or self._is_too_much(c)}
+            waiting = [change for change in waiting if change not in now]
 
     def _try(self, sets: Iterable[Sequence[Change]]) -> None:
         new = [changes for changes in sets if _key(changes) not in self._known]
@@ -163,6 +179,10 @@ class _Search:
     def _fits(self, changes: Sequence[Change]) -> bool:
         after = self._footprint(changes)
         return after is not None and after.verdict != "does not fit"
+
+    def _is_too_much(self, change: Change) -> bool:
+        after = self._footprint((change,))
+        return after is not None and after.verdict == "does not fit"
 
     # -- together ------------------------------------------------------------------------------------------------
 

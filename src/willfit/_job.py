@@ -34,8 +34,11 @@ def trace_job(
     loss: Loss | None = None,
     device: Device,
     steps: int = 3,
+    enough: Callable[[Trace], bool] | None = None,
 ) -> Trace:
     """Run a few steps of the job on fake tensors, as on ``device``, and return every allocation.
+
+    Fewer steps where ``enough`` says so of the trace after one of them.
 
     Raises:
         UsageError: an argument is of the wrong kind.
@@ -48,7 +51,7 @@ def trace_job(
         recorder = Recorder(device.compute_capability, device.multiprocessors)
         try:
             with cuda_runtime(recorder, device):
-                trace = Run(recorder, model, optimizer, batch, step or default_step(loss)).steps(steps)
+                trace = Run(recorder, model, optimizer, batch, step or default_step(loss)).steps(steps, enough)
         finally:
             recorder.restore_gradients()
             recorder.release_all()

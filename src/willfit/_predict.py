@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from willfit._allocator_settings import AllocatorSettings
@@ -93,15 +94,19 @@ def followed(
     device: Device,
     steps: int,
     engine: Engine,
+    enough: Callable[[Trace], bool] | None = None,
 ) -> Trace:
-    """The trace of a job by one of the engines. Raises what `predict` raises."""
+    """The trace of a job by one of the engines. Raises what `predict` raises.
+
+    ``enough``, asked after each step with the trace so far, may end it early; the emulated engine does not ask.
+    """
     if engine == "emulated":
         from willfit._emulator.engine import run_job, trace_of
 
         return trace_of(run_job(model, optimizer, batch, step, loss, device, steps), device)
     from willfit._job import trace_job
 
-    return trace_job(model, optimizer, batch, step, loss=loss, device=device, steps=steps)
+    return trace_job(model, optimizer, batch, step, loss=loss, device=device, steps=steps, enough=enough)
 
 
 def predict_target(

@@ -53,9 +53,12 @@ class Run:
         self._kept: Any = None
         """What the last call of the step returned: kept until the next returns, as ``loss = step(...)`` keeps it."""
 
-    def steps(self, count: int) -> Trace:
-        """Place the copy, run it for so many optimizer steps, and return what the follower recorded."""
-        follower = self._follower
+    def steps(self, count: int, enough: Callable[[Trace], bool] | None = None) -> Trace:
+        """Place the copy, run it for so many optimizer steps, and return what the follower recorded.
+
+        ``enough``, asked after each step but the last with the trace so far, may end it there.
+        """
+        follower, summary = self._follower, summary_of(self._model, self._optimizer, self._batch)
         placement = Placement(follower)
         placement.model(self._model)
         placement.modules_of(self._step)
@@ -86,10 +89,12 @@ class Run:
                 for number in range(1, count + 1):
                     follower.enter("forward", number)
                     self._until_the_optimizer_steps(call, optimizer)
+                    if enough is not None and number < count and enough(follower.trace(number, summary)):
+                        break
             finally:
                 for hook in hooks:
                     hook.remove()
-            trace = follower.trace(count, summary_of(self._model, self._optimizer, self._batch))
+            trace = follower.trace(number, summary)
             self._kept = None
         return trace
 

@@ -17,7 +17,8 @@ from willfit._predict import followed
 from willfit._remedies import remedies
 from willfit._remedies.applying import applied
 from willfit._remedies.remedy import Change, NotApplicable, Situation
-from willfit._trace.trace import Engine
+from willfit._replay import replay
+from willfit._trace.trace import Engine, Trace
 
 _STEPS_THAT_SHOW = 2  # the first makes the optimizer's states, the second finds them there
 
@@ -52,13 +53,17 @@ class Trials:
     steps: int
     engine: Engine
 
-    def footprint(self, changes: Sequence[Change], steps: int) -> Footprint:
+    def footprint(
+        self, changes: Sequence[Change], steps: int, enough: Callable[[Trace], bool] | None = None
+    ) -> Footprint:
         """The prediction of the job with these changes."""
         with _environment(changes), quiet(), copied(self.job) as copy:
             settings = AllocatorSettings.from_environment()
             changed = applied(copy, changes)
             parts = changed.model, changed.optimizer, changed.batch, changed.step
-            trace = followed(*parts, loss=changed.loss, device=self.device, steps=steps, engine=self.engine)
+            trace = followed(
+                *parts, loss=changed.loss, device=self.device, steps=steps, engine=self.engine, enough=enough
+            )
         return footprint_of(trace, self.device, settings)
 
     def attempt(self, changes: Sequence[Change], steps: int) -> Footprint | str:
@@ -70,10 +75,16 @@ class Trials:
 
     def whether_it_fits(self, changes: Sequence[Change]) -> Footprint | str:
         """As `attempt`, of all steps only where the first ones do not show that it cannot fit."""
-        found = self.attempt(changes, min(self.steps, _STEPS_THAT_SHOW))
-        if isinstance(found, Footprint) and found.steps < self.steps and found.verdict != "does not fit":
-            return self.attempt(changes, self.steps)
-        return found
+        try:
+            return self.footprint(changes, self.steps, self._cannot_fit)
+        except Exception as error:
+            return _why_not(error)
+
+    def _cannot_fit(self, trace: Trace) -> bool:
+        if trace.steps < _STEPS_THAT_SHOW:
+            return False
+        settings = AllocatorSettings.from_environment()
+        return replay(trace, self.device.capacity, settings, self.device.total).out_of_memory is not None
 
 
 def replayed(before: Footprint, device: Device, changes: Sequence[Change]) -> Footprint:

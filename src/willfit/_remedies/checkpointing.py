@@ -24,15 +24,24 @@ def checkpointing(situation: Situation) -> Iterator[Change]:
     else:
         path = repeated_blocks(model)
         every, second = (_AROUND_BLOCKS.format(blocks=f"model.{path}{part}") for part in ("", "[::2]"))
-    yield _change(
-        "checkpointing-half", "activation checkpointing of every second block", "every second block", 15, second
-    )
-    yield _change("checkpointing", "activation checkpointing", "all blocks", 30, every)
-
-
-def _change(name: str, title: str, what: str, percent: int, code: str) -> Change:
     # A forward pass is a third of the work of a step, as backward takes two products of matrices for one in forward.
-    return Change(name=name, title=title, disruption="slower", cost=_COST.format(what, percent), code=code, order=50)
+    yield Change(
+        name="checkpointing-half",
+        title="activation checkpointing of every second block",
+        disruption="slower",
+        cost=_COST.format("every second block", 15),
+        code=second,
+        order=50,
+        lighter="checkpointing",
+    )
+    yield Change(
+        name="checkpointing",
+        title="activation checkpointing",
+        disruption="slower",
+        cost=_COST.format("all blocks", 30),
+        code=every,
+        order=50,
+    )
 
 
 def repeated_blocks(model: nn.Module) -> str:

@@ -18,14 +18,14 @@ def lora(situation: Situation) -> Iterator[Change]:
     model = situation.job.model
     targets = lora_targets(model)
     kinds = [
-        (name, f"LoRA of rank {rank}", f"r={rank}, lora_alpha={2 * rank}")
-        for name, rank in (("lora-64", 64), ("lora", 16), ("lora-8", 8))
+        (name, f"LoRA of rank {rank}", f"r={rank}, lora_alpha={2 * rank}", lighter)
+        for name, rank, lighter in (("lora-64", 64, "lora"), ("lora", 16, "lora-8"), ("lora-8", 8, ""))
     ]
     kinds += [
-        ("rslora", "rsLoRA of rank 64", "r=64, lora_alpha=16, use_rslora=True"),
-        ("dora", "DoRA of rank 16", "r=16, lora_alpha=32, use_dora=True"),
+        ("rslora", "rsLoRA of rank 64", "r=64, lora_alpha=16, use_rslora=True", "lora"),
+        ("dora", "DoRA of rank 16", "r=16, lora_alpha=32, use_dora=True", "lora"),
     ]
-    for name, title, options in kinds:
+    for name, title, options, lighter in kinds:
         yield Change(
             name=name,
             title=title,
@@ -39,6 +39,7 @@ def lora(situation: Situation) -> Iterator[Change]:
             order=20,
             kind=ADAPTERS,
             makes_weights=True,
+            lighter=lighter,
             packages=("peft",),
         )
 

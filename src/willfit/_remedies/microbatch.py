@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import zip_longest
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -22,7 +23,8 @@ def microbatch(situation: Situation) -> Iterator[Change]:
     counts = [count for count in range(2, min(samples, _MOST_PARTS) + 1) if samples % count == 0]
     if not counts:
         raise NotApplicable(f"{samples} samples cannot be divided into 2 to {_MOST_PARTS} equal parts")
-    for count in dict.fromkeys([*counts[: _TRIED - 1], counts[-1]]):
+    tried = list(dict.fromkeys([*counts[: _TRIED - 1], counts[-1]]))
+    for count, more in zip_longest(tried, tried[1:]):
         yield Change(
             name=f"micro-batches-{count}",
             title=f"{count} micro-batches of {samples // count}",
@@ -31,6 +33,7 @@ def microbatch(situation: Situation) -> Iterator[Change]:
             code="" if job.step is None else _to_do(samples, count),
             micro_batches=count,
             order=90,
+            lighter="" if more is None else f"micro-batches-{more}",
         )
 
 

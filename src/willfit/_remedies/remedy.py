@@ -65,6 +65,8 @@ class Change:
     """Changes with lower numbers go first: what replaces modules, what wraps them, the optimizer, the step."""
     kind: str = ""
     """No two changes of one kind go together; by default the kind is the remedy that proposed it."""
+    lighter: str = ""
+    """The name of a change of the same kind that always takes less: where that one is too much, so is this."""
     packages: tuple[str, ...] = ()
     """Packages that the code imports beside torch."""
     environment: dict[str, str] = field(default_factory=dict)
