@@ -153,14 +153,14 @@ class _Search:
 
     def _try(self, sets: Iterable[Sequence[Change]]) -> None:
         new = [changes for changes in sets if _key(changes) not in self._known]
+        new.sort(
+            key=lambda changes: -len({name for change in changes for name in change.packages})
+        )  # these take longest
         titles = [" + ".join(change.title for change in changes) for changes in new]
         for name in {name for changes in new for change in changes for name in change.packages}:
             with suppress(Exception):  # once for all processes; what is wrong with it is said of each change
                 import_module(name)
-        found = each_of(
-            list(map(self._work, new)),
-            lambda number: self._progress(f"trying {titles[number]}"),
-        )
+        found = each_of(list(map(self._work, new)), lambda number: self._progress(f"trying {titles[number]}"))
         self._known.update(zip(map(_key, new), found, strict=True))
 
     def _work(self, changes: Sequence[Change]) -> Callable[[], Footprint | str]:

@@ -134,6 +134,17 @@ def test_something_unknown_written_into_a_tensor_makes_it_and_its_views_unknown(
     assert "values copied from the GPU to the CPU are not known" in assumed
 
 
+def test_what_weights_decide_is_not_known_either_when_it_has_been_on_the_host() -> None:
+    def by_the_host(model: Any, mask: Any) -> bool:
+        held = torch.zeros(4, 4, dtype=torch.bool)
+        held.copy_(model.linear.weight > 0)  # which leaves the zeros there, as nothing was computed
+        return bool(held.to("cuda").all())
+
+    answer, assumed = read(by_the_host)
+    assert answer is True  # the policy for all()
+    assert "all() depends on values that are not known" in assumed
+
+
 def test_a_batch_on_meta_has_no_values() -> None:
     found, assumed = read(lambda model, mask: mask.sum(1).max().item(), MASK.to("meta"))
     assert found == 1

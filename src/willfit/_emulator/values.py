@@ -12,7 +12,8 @@ import functools
 import struct
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from typing import Any
 from unittest.mock import patch
 
@@ -25,6 +26,7 @@ from willfit._trace.cuda.conditions import COMPARISONS
 from willfit._trace.cuda.convolution import bound_workspace
 from willfit._trace.cuda.recurrent import CUDNN_ALONE_KNOWS
 from willfit._trace.kernels import argument_of
+from willfit._trace.triton import triton_kernels_not_launched
 
 _Answer = Callable[..., Any]
 """Called as ``answer(answers, operator, *args, **kwargs)``."""
@@ -49,6 +51,14 @@ class EmulatedFollower(RealFollower):
     def has_no_values(self, tensor: torch.Tensor) -> bool:
         """No tensor on that GPU has any."""
         return tensor.is_cuda
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Triton's kernels are not launched: PyTorch's own are among them, and it would look for a compiler."""
+        with suppress(ImportError):
+            import_module("triton.runtime.autotuner")  # which PyTorch imports when it needs the first
+        with super().at_work(), triton_kernels_not_launched(self):
+            yield
 
 
 class Answers:

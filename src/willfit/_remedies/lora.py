@@ -23,7 +23,7 @@ def lora(situation: Situation) -> Iterator[Change]:
     ]
     kinds += [
         ("rslora", "rsLoRA of rank 64", "r=64, lora_alpha=16, use_rslora=True", "lora"),
-        ("dora", "DoRA of rank 16", "r=16, lora_alpha=32, use_dora=True", "lora"),
+        ("dora", "DoRA of rank 16", "r=16, lora_alpha=32, use_dora=True", ""),
     ]
     for name, title, options, lighter in kinds:
         yield Change(

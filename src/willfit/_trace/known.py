@@ -75,6 +75,8 @@ class KnownValues:
         """Values that may not be computed yet, by the storages that they are to be computed from."""
         self._lost: dict[int, Any] = {}
         """Storages of values that something unknown was written into, by address; kept, so that these stay valid."""
+        self._unknown_on_host: dict[int, weakref.ref[Any]] = {}
+        """Storages on the CPU that stand for what was copied from the GPU, where it was not known."""
         self.batch_was_read = False
         """Whether anything was asked for that may depend on what the batch holds."""
         self._is_mixed = False
@@ -86,6 +88,11 @@ class KnownValues:
             with _not_followed():
                 copied = values.cpu().detach().clone()
             setattr(tensor, _NAME, _Value(lambda: copied, of_the_batch))
+
+    def forget_on_host(self, tensor: torch.Tensor) -> None:
+        """A tensor on the CPU was given what a tensor on the GPU holds, and that is not there to be copied."""
+        storage = tensor.untyped_storage()
+        self._unknown_on_host[storage._cdata] = weakref.ref(storage)
 
     def put_indices(self, indices: torch.Tensor, sparse: torch.Tensor) -> None:
         """A sparse tensor was made: what is known of its indices goes along with it."""
@@ -127,7 +134,14 @@ class KnownValues:
             return False
         if any(each.layout != torch.strided or each.numel() > MOST_ELEMENTS for each in (*given, *made)):
             return False
-        return func in _CONSTANTS or all(_value(each) is not None or not self._is_on_gpu(each) for each in given)
+        return func in _CONSTANTS or all(_value(each) is not None or self._is_known_on_host(each) for each in given)
+
+    def _is_known_on_host(self, tensor: torch.Tensor) -> bool:
+        if self._is_on_gpu(tensor):
+            return False
+        storage = tensor.untyped_storage()
+        unknown = self._unknown_on_host.get(storage._cdata)
+        return unknown is None or unknown() is not storage
 
     def _note(self, func: Any, args: Any, kwargs: Any, made: list[torch.Tensor], given: list[torch.Tensor]) -> None:
         arguments = self._standing_for_all(args, kwargs)

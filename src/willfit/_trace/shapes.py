@@ -6,7 +6,6 @@ Python implementations of shapes are slow.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -31,14 +30,19 @@ class Shapes:
     """Runs operators on fake tensors for what they make, which is on meta."""
 
     def __init__(self) -> None:
-        self._made: dict[Any, _Layout | list[_Layout]] = {}
-        self._makes_views: set[Any] = set()
+        self._made: dict[Any, Any] = {}
+        """The layout of what a call returned, or a list or tuple of them as that was."""
+        self._is_new: dict[Any, bool] = {}
+        """Of operators that were met: whether what they return is no view."""
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the operator returns. Raises what it raises."""
-        if func in _IN_PLACE and _changes_nothing_but_values(args):
-            return args[0] if func._schema.returns else None
-        if not _makes_new_tensors(func) or func in self._makes_views:
+        is_new = self._is_new.get(func)
+        if is_new is None:
+            is_new = self._is_new[func] = _makes_new_tensors(func)
+        if not is_new:
+            if func in _IN_PLACE and _changes_nothing_but_values(args):
+                return args[0] if func._schema.returns else None
             return run_on_meta(func, args, kwargs)
         try:
             key = (func, torch.get_default_dtype(), *map(_described, args), *map(_described, kwargs.items()))
@@ -47,24 +51,24 @@ class Shapes:
             return run_on_meta(func, args, kwargs)
         if made is not None:
             with torch._C._DisableTorchDispatch():
-                return [each.tensor() for each in made] if isinstance(made, list) else made.tensor()
+                return made.tensor() if isinstance(made, _Layout) else type(made)(each.tensor() for each in made)
         out = run_on_meta(func, args, kwargs)
         self._remember(key, func, args, out)
         return out
 
     def _remember(self, key: Any, func: Any, args: tuple[Any, ...], out: Any) -> None:
-        tensors = [out] if isinstance(out, torch.Tensor) else list(out)
+        tensors = [out] if not isinstance(out, (tuple, list)) else out
         if not all(isinstance(each, torch.Tensor) and each.layout is torch.strided for each in tensors):
             return
         storages = {each.untyped_storage()._cdata for each in tensors}
         given = {each.untyped_storage()._cdata for each in tree_leaves(args) if isinstance(each, torch.Tensor)}
         if storages & given or len(storages) < len(tensors):
-            self._makes_views.add(func)  # though its schema does not say so, as _unsafe_view's does not
+            self._is_new[func] = False  # though its schema does not say so, as _unsafe_view's does not
             return
         layouts = [_Layout(each.shape, each.stride(), each.dtype) for each in tensors]
         with torch._C._DisableTorchDispatch():
             if all(_is_told_by(layout, each) for layout, each in zip(layouts, tensors, strict=True)):
-                self._made[key] = layouts[0] if isinstance(out, torch.Tensor) else layouts
+                self._made[key] = type(out)(layouts) if isinstance(out, (tuple, list)) else layouts[0]
 
 
 def _is_told_by(layout: _Layout, tensor: torch.Tensor) -> bool:
@@ -74,7 +78,6 @@ def _is_told_by(layout: _Layout, tensor: torch.Tensor) -> bool:
     )
 
 
-@cache
 def _makes_new_tensors(func: Any) -> bool:
     """Whether an operator is PyTorch's, changes none of its arguments, and returns tensors that are not views of them.
 

@@ -4,7 +4,7 @@ import pytest
 import record_products  # noqa: F401 - registers the calls
 import torch
 from packaging.version import Version
-from traced import of, recorded
+from traced import of, recorded, traced
 
 from willfit._trace.cuda import gemm
 
@@ -12,6 +12,18 @@ from willfit._trace.cuda import gemm
 @recorded("products")
 def test_records_what_cuda_allocates(row):
     assert of("products", row) == row[3]
+
+
+@pytest.mark.skipif(not gemm._HAS_OUTER_PRODUCTS, reason="before torch 2.13 cuBLAS makes outer products")
+def test_an_outer_product_takes_its_result_and_nothing_else():
+    """A kernel in Triton reads operands of any strides, which cuBLAS would have copied, and has no workspace."""
+
+    def prepare():
+        columns = torch.empty(2, 1, 64, device="cuda").transpose(1, 2)
+        rows = torch.empty(2, 300, 7, device="cuda")[:, :, 3:4].transpose(1, 2)
+        return lambda: torch.bmm(columns, rows)
+
+    assert traced(prepare, [7, 5, 40])[0] == [2 * 64 * 300 * 4]
 
 
 @pytest.mark.parametrize(

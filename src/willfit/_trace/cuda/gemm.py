@@ -24,6 +24,7 @@ from willfit._trace.recorder import Recorder
 
 _TORCH = Version(Version(torch.__version__).base_version)
 PER_CALL = Version("2.15") <= _TORCH
+_HAS_OUTER_PRODUCTS = Version("2.13") <= _TORCH
 
 _DEFAULT = 4096 * 1024 * 2 + 16 * 1024 * 8  # ":4096:2:16:8", in KiB times count
 _SM90 = 4096 * 8 * 1024  # 32 MiB on sm_90, and on sm_100 and newer
@@ -89,8 +90,14 @@ def addbmm(call: Call) -> Any:
 
 @kernel("bmm")
 def bmm(call: Call) -> Any:
-    """Products of a batch of matrices."""
-    return _product(call, _unreadable_batches(*call.args[:2]))
+    """Products of a batch of matrices; of columns and rows by a kernel in Triton, which comes with PyTorch since 2.13.
+
+    Source: torch/_native/ops/bmm_outer_product/triton_impl.py.
+    """
+    first, second = call.args[:2]
+    if first.size(2) == 1 and _HAS_OUTER_PRODUCTS and not first.is_complex():
+        return call.run()
+    return _product(call, _unreadable_batches(first, second))
 
 
 @kernel("baddbmm")

@@ -82,6 +82,7 @@ def copy_(call: Call) -> Any:
         call.recorder.moved(source.nbytes, to_host=True)
         is_alike = _are_alike(source, destination)
         _convert_for_the_host(call, source, destination.dtype, is_alike, non_blocking, destination.shape)
+        call.recorder.known.forget_on_host(destination)
         return destination
     if not isinstance(source, FakeCudaTensor):
         call.recorder.moved(source.nbytes, to_host=False)
