@@ -22,9 +22,11 @@ def largest_text(largest: Largest, *, color: bool = False, width: int | None = N
         smallest = "one sample" if largest.what == "batch size" else "the shortest sequence"
         paper.paragraph(("0", "bold red"), f": not even {smallest} fits on {name}.")
         return paper.text()
-    needs, left = format_size(largest.footprint.required), format_size(sentences.left_over(largest.footprint))
+    has = sentences.room(largest.footprint)
+    takes = format_size(has - sentences.left_over(largest.footprint))
     paper.paragraph(
-        (f"{largest.size} {unit}", "bold green"), f" fit on {name} ({largest.footprint.verdict}): {needs}, {left} left."
+        (f"{largest.size} {unit}", "bold green"),
+        f" fit on {name} ({largest.footprint.verdict}): it takes {takes} of {format_size(has)}.",
     )
     if largest.beyond is None:
         paper.paragraph("Larger ones were not looked for.")
