@@ -15,10 +15,10 @@ from willfit._devices import Device, all_devices, resolve_device
 from willfit._errors import UsageError
 from willfit._footprint import Footprint
 from willfit._parallel import each_of
-from willfit._predict import check_engine, predict
+from willfit._predict import predict
 from willfit._remedies.applying import code_of
 from willfit._remedies.remedy import DISRUPTIONS, Change
-from willfit._trace.trace import Engine, Transfers
+from willfit._trace.trace import Engine, Transfers, check_engine
 from willfit._trials import Trials, concerns_the_allocator_alone, proposals, replayed
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from willfit._devices import Device, resolve_device
 from willfit._errors import JobError, UsageError
 from willfit._footprint import Footprint, footprint_of
 from willfit._parallel import each_of
-from willfit._predict import check_engine, followed
+from willfit._predict import followed
 from willfit._replay import replay
-from willfit._trace.trace import Engine, Trace
+from willfit._trace.trace import Engine, Trace, check_engine
 
 if TYPE_CHECKING:
     import torch

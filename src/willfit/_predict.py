@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from willfit._allocator_settings import AllocatorSettings
 from willfit._devices import Device, resolve_device
-from willfit._errors import UsageError
 from willfit._footprint import Footprint, footprint_of
-from willfit._trace.trace import ENGINES, Engine, Trace
+from willfit._trace.trace import Engine, Trace, check_engine
 
 if TYPE_CHECKING:
     import torch
@@ -128,12 +127,6 @@ def predict_target(
     card = device if device is not None else UNNAMED
     trace = trace_of(run_emulated(None, target, card, steps), card)
     return footprint_of(trace, device, settings, card.context)
-
-
-def check_engine(engine: object) -> None:
-    """Raise `UsageError` for an engine that is none."""
-    if engine not in ENGINES:
-        raise UsageError(f"engine must be one of {', '.join(map(repr, ENGINES))}: found {engine!r}")
 
 
 def target_device(

@@ -15,10 +15,9 @@ from willfit._devices import Device, resolve_device
 from willfit._errors import JobError, UsageError
 from willfit._footprint import Footprint
 from willfit._parallel import each_of
-from willfit._predict import check_engine
 from willfit._project import FULL
 from willfit._remedies.remedy import Change
-from willfit._trace.trace import Engine
+from willfit._trace.trace import Engine, check_engine
 from willfit._trials import Trials, proposals
 from willfit._which_fit import kind
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from willfit._errors import JobError, UsageError
 from willfit._preflight import Job, Preflight, WillfitWarning
-from willfit._trace.trace import Engine
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from willfit._devices import Device
     from willfit._job import Loss
     from willfit._run import Step
+    from willfit._trace.trace import Engine
 
 __all__ = ["WillfitWarning", "guard"]
 

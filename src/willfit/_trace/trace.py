@@ -6,6 +6,8 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from willfit._errors import UsageError
+
 Role = Literal[
     "parameters", "buffers", "gradients", "optimizer states", "activations", "inputs", "workspaces", "temporaries"
 ]
@@ -15,6 +17,12 @@ Engine = Literal["symbolic", "emulated"]
 ROLES: tuple[Role, ...] = get_args(Role)
 PHASES: tuple[Phase, ...] = get_args(Phase)
 ENGINES: tuple[Engine, ...] = get_args(Engine)
+
+
+def check_engine(engine: object) -> None:
+    """Raise `UsageError` for an engine that is none."""
+    if engine not in ENGINES:
+        raise UsageError(f"engine must be one of {', '.join(map(repr, ENGINES))}: found {engine!r}")
 
 
 @dataclass(frozen=True, slots=True)
