@@ -202,9 +202,15 @@ def _mean_of_outputs(model: Any, batch: Any) -> Any:
     return model(batch)[0].mean()
 
 
+def expanded_gradient() -> tuple[Any, ...]:
+    """The gradient of a sum is one number for all, of which cuBLAS gets a copy."""
+    model = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512))
+    return model, torch.optim.AdamW(model.parameters()), torch.ones(64, 512), None, lambda model, x: model(x).sum()
+
+
 JOBS = [
     *(plain_job, meta_job, convolutions, mixed_precision, accumulation_across_calls),
-    *(checkpointing_and_tied_weights, resumed, two_networks, sparse_gradients),
+    *(checkpointing_and_tied_weights, resumed, two_networks, sparse_gradients, expanded_gradient),
 ]
 
 

@@ -111,7 +111,8 @@ class Writer:
         self._main_thread = 0
         self._module = ""
         self._backward_source = ""
-        self._last_call = 0
+        self._calls: set[int] = set()
+        """Calls of operators that have taken memory: the first that a product takes is its result."""
         self._enter(0, "placement")
 
     def write(self, events: list[Event], history: History | None) -> Recording:
@@ -226,9 +227,8 @@ class Writer:
         source = "" if entry is None else entry.source
         if mark.phase == "backward" and not source:
             source = self._backward_source
-        is_first = event.call != self._last_call
-        self._last_call = event.call
-        is_workspace = size in self._workspaces and event.op in _PRODUCTS and not is_first
+        is_workspace = size in self._workspaces and event.op in _PRODUCTS and event.call in self._calls
+        self._calls.add(event.call)
         role: Role = "workspaces" if is_workspace else "temporaries"
         stream = 0 if entry is None else entry.stream
         return _Born(size, role, mark.step, mark.phase, self._module_of(event), event.op, source, stream)
