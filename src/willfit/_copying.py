@@ -38,8 +38,8 @@ _BY_ATTRIBUTES = ("accelerate.accelerator.Accelerator", "accelerate.utils.operat
 
 _IN_C = (types.WrapperDescriptorType, types.MethodDescriptorType, types.ClassMethodDescriptorType)
 _BUILTIN = types.BuiltinFunctionType
-# ... and where transformers.TrainingArguments keeps what its property ``device`` says.
-_DEVICE_NAMES = ("device", "device_type", "dev", "setup_devices", "cached__setup_devices")
+# ... and where transformers.TrainingArguments and Lightning's strategies keep what their property ``device`` says.
+_DEVICE_NAMES = ("device", "device_type", "dev", "setup_devices", "cached__setup_devices", "root_device")
 _Generator = torch.Generator
 
 
@@ -133,6 +133,9 @@ class Copier:
         if isinstance(value, weakref.ref):
             target = value()
             return self._remember(value, value if target is None else weakref.ref(self.copy(target)))
+        if cls in weakref.ProxyTypes:
+            target = behind(value)
+            return self._remember(value, value if target is None else weakref.proxy(self.copy(target)))
         if isinstance(value, _Generator):
             return self._remember(value, _copied_generator(value))
         if isinstance(value, io.IOBase):
@@ -275,6 +278,19 @@ class Silent:
         return self
 
     def __exit__(self, *_: object) -> None:
+        return None
+
+
+def behind(proxy: Any) -> Any:
+    """The object that a `weakref.proxy` stands for; None if it is no more.
+
+    >>> linear = torch.nn.Linear(1, 1)
+    >>> behind(weakref.proxy(linear)) is linear
+    True
+    """
+    try:
+        return proxy.__init__.__self__
+    except ReferenceError:
         return None
 
 

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from willfit._copying import MOST_BYTES, Copier, is_copied_by_attributes, shared_attributes
+from willfit._copying import MOST_BYTES, Copier, behind, is_copied_by_attributes, shared_attributes
 from willfit._errors import JobError
 from willfit._globals import exchanged_globals, is_the_users
 from willfit._placement_bitsandbytes import parameter_class
@@ -125,7 +125,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
                 return self._tensor(value)
         elif isinstance(value, nn.Module):
             return _blank, (type(value),), vars(value), None, None, _set_attributes
-        elif isinstance(value, torch.optim.Optimizer):
+        elif isinstance(value, torch.optim.Optimizer) and "param_groups" in vars(value):  # and no wrapper of one
             return _blank, (type(value),), vars(value), None, None, torch.optim.Optimizer.__setstate__
         elif isinstance(value, types.FunctionType) and _is_copied_of_a_library(value):
             return _named, (value.__module__, value.__qualname__)
@@ -289,6 +289,8 @@ def _special(value: Any) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
         return (threading.Lock if isinstance(value, _LOCKS[0]) else threading.RLock), ()
     if isinstance(value, weakref.ref):
         return _weak, (value(),)
+    if type(value) in weakref.ProxyTypes:
+        return _proxy, (behind(value),)
     if isinstance(value, io.IOBase) and not isinstance(value, (io.BytesIO, io.StringIO)):
         standard = next((name for name in ("stdin", "stdout", "stderr") if value is getattr(sys, name)), None)
         return (getattr, (sys, standard)) if standard else (_sink, (isinstance(value, io.TextIOBase),))
@@ -323,6 +325,10 @@ def _function_of(module: str, code: types.CodeType, closure: tuple[Any, ...] | N
 
 def _weak(target: Any) -> Any:
     return weakref.ref(target if target is not None else types.SimpleNamespace())
+
+
+def _proxy(target: Any) -> Any:
+    return weakref.proxy(target if target is not None else types.SimpleNamespace())
 
 
 def _sink(is_text: bool) -> Any:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import sys
-import warnings
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch.utils.data import Dataset, Subset
 
-from willfit._errors import JobError, UnavailableError, UsageError
-from willfit._preflight import Job, Preflight, WillfitWarning
-from willfit._worst_batch import batch_of
-from willfit.integrations._ranks import agreed, world_size
+from willfit._errors import UnavailableError, UsageError
+from willfit._preflight import Job
+from willfit.integrations._callbacks import TrainingCheck, training_batch
 from willfit.integrations._wrappers import unwrapped
 
 try:
@@ -71,48 +67,30 @@ class WillfitCallback(TrainerCallback or object):  # type: ignore[misc]
     ) -> None:
         if TrainerCallback is None:
             raise UnavailableError("transformers is not installed: pip install 'willfit[transformers]'")
-        if shapes not in (None, "longest", "first"):
-            raise UsageError(f'shapes must be "longest", "first" or None: found {shapes!r}')
-        self._preflight = Preflight(
+        self._check = TrainingCheck(
             on=on,
             capacity=capacity,
             action=action,
             advise=advise,
             steps=steps,
+            shapes=shapes,
             engine=engine,
             verify=verify,
             tolerance=tolerance,
         )
-        self._shapes = shapes
-        self._watched: AbstractContextManager[Any] = nullcontext()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Check the job. Called by the Trainer when its model and optimizer are prepared."""
-        preflight = self._preflight
-        if preflight.action_now() == "off":
+        if self._check.is_off():
             return
-        name, jobs = f"{type(_trainer_at_work()).__name__}.train()", []
-        if world_size() > 1:
-            preflight = dataclasses.replace(preflight, advise=False)
-
-        def check() -> str | None:
-            device = preflight.device(name)
-            try:
-                jobs.append(_job(name, _trainer_at_work(), parts["train_dataloader"], self._shapes))
-            except JobError as error:
-                return preflight.unpredicted(name, error)
-            return preflight.check(jobs[0], device)
-
-        if (warning := agreed(check)) is not None:
-            warnings.warn(warning, WillfitWarning, 2)
-        if jobs:
-            self._watched = preflight.verified(jobs[0])
-            self._watched.__enter__()
+        trainer, loader = _trainer_at_work(), parts.get("train_dataloader")
+        name = f"{type(trainer).__name__}.train()"
+        self._check.begin(name, lambda: _job(name, trainer, loader, self._check.shapes))
+        self._check.watch()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Training is over, and with it what watches it."""
-        self._watched.__exit__(None, None, None)
-        self._watched = nullcontext()
+        self._check.end()
 
 
 def _trainer_at_work() -> Any:
@@ -130,12 +108,7 @@ def _trainer_at_work() -> Any:
 def _job(name: str, trainer: Any, loader: Any, shapes: str | None) -> Job:
     """One optimizer step of a Trainer, as a job."""
     model, buckets = unwrapped(trainer.model_wrapped)
-    try:
-        batch, which = batch_of(loader, shapes)
-    except StopIteration:
-        raise UsageError(f"{name}: the training data is empty, so there is no batch") from None
-    except Exception as error:
-        raise JobError(f"{name}: no batch could be made of its data: {type(error).__name__}: {error}") from error
+    batch, which = training_batch(name, loader, shapes)
     count = trainer.args.gradient_accumulation_steps
     # Accelerate's loader draws one batch ahead, and puts it on the GPU.
     batches = [copy.deepcopy(batch) for _ in range(count + 1)]
