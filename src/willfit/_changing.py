@@ -99,12 +99,16 @@ def held_back(optimizer: Any) -> Iterator[None]:
     """Within the block optimizers neither step nor clear gradients, as between the parts of a batch."""
     each = list(optimizers_of(optimizer))
     for one in each:
-        vars(one).update(step=_nothing, zero_grad=_nothing)
+        vars(one).update(step=_closure_alone, zero_grad=_nothing)
     try:
         yield
     finally:
         for one in each:
             del vars(one)["step"], vars(one)["zero_grad"]
+
+
+def _closure_alone(closure: Callable[[], Any] | None = None) -> Any:
+    return None if closure is None else closure()
 
 
 def _nothing(*_: Any, **__: Any) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,15 @@ from willfit._trace.bitsandbytes import paged_tensor
 from willfit._trace.fake import META, FakeCudaTensor
 from willfit._trace.following import Follower
 from willfit._trace.trace import Role
+
+
+@dataclasses.dataclass(frozen=True)
+class OnHost:
+    """A batch that is on the GPU no earlier and no longer than the step has it there."""
+
+    batch: Any
+    move: Callable[[], Any] | None = None
+    """Gives the batch on the GPU. It is there in the step alone."""
 
 
 class Placement:
@@ -64,11 +73,13 @@ class Placement:
                         self.remember(tensor, self.placed(tensor, "optimizer states"))
 
     def batch(self, batch: Any) -> Any:
-        """The batch's copy, with all of its tensors placed.
+        """The batch's copy, with all of its tensors placed; or, of one `OnHost`, what the step moves it by.
 
         Raises:
             JobError: it holds no tensors, or others than dense ones.
         """
+        if isinstance(batch, OnHost):
+            return OnHost(batch.batch, functools.partial(self.batch, batch.batch))
         placed: list[torch.Tensor] = []
 
         def place(tensor: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from willfit._errors import JobError, WillfitError
 from willfit._globals import exchanged_globals
-from willfit._placement import Placement, optimizers_of, tensors_of
+from willfit._placement import OnHost, Placement, optimizers_of, tensors_of
 from willfit._placement_bitsandbytes import copy_managers, elements, is_quantized_weight
 from willfit._trace.following import Follower
 from willfit._trace.made_before import enable_scaler
@@ -190,7 +190,7 @@ def summary_of(model: nn.Module, optimizer: Any, batch: Any) -> JobSummary:
         parameters=counts.total(),
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         dtypes=tuple(counts.most_common()),
-        batch=", ".join(_shapes("", batch)),
+        batch=", ".join(_shapes("", batch.batch if isinstance(batch, OnHost) else batch)),
     )
 
 

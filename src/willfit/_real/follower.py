@@ -114,7 +114,7 @@ class RealFollower(Follower):
         _, real = self._placed.get(storage._cdata, (None, None))
         if real is None:
             real = torch.empty(storage.nbytes(), dtype=torch.uint8, device=self.device).untyped_storage()
-            if role != "temporaries":  # what is there on the way alone shares no storage, and is not kept
+            if original.device.type not in ("cpu", "meta"):  # others share no storage, and are not kept
                 self._placed[storage._cdata] = storage, real
             self._note(("placed", role, module, real.data_ptr()))
         placed = torch.empty(0, dtype=meta.dtype, device=self.device)

@@ -14,9 +14,9 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_unflatten
 
-from willfit._changing import mapped
 from willfit._copying import Silent
 from willfit._errors import JobError, UnavailableError
+from willfit._placement import OnHost
 from willfit._preflight import Job
 from willfit._trace.surroundings import nothing_left_behind
 from willfit._worst_batch import BATCHES, largest
@@ -125,7 +125,7 @@ def _job(name: str, trainer: Any, fetcher: Any, shapes: str | None) -> Job:
     if kinds == "_MockOptimizer":  # configure_optimizers gave None
         kinds, optimizers = "no optimizer", None
     taken = f"Taken from the Trainer: {type(module).__name__}, {kinds}, {which} batch of its data."
-    return Job(name, module, optimizers, batch, _Step(trainer, type(fetcher), buckets), taken=taken)
+    return Job(name, module, optimizers, OnHost(batch), _Step(trainer, type(fetcher), buckets), taken=taken)
 
 
 class _Step:
@@ -143,14 +143,18 @@ class _Step:
         if loop._num_ready_batches_reached():  # and the next epoch begins
             loop.batch_progress.reset_on_run()
         fetcher = self._fetcher()
-        fetcher.setup(itertools.repeat((mapped(batch, lambda tensor: tensor), 0, 0)))  # a step may take it to pieces
+        draws_itself = self._fetcher.__name__ == "_DataLoaderIterDataFetcher"  # training_step(dataloader_iter)
+        fetcher.setup((batch.move() if draws_itself else batch, 0, 0) for _ in itertools.count())
         loop.advance(iter(fetcher))
 
     def _begin(self) -> None:
         self._has_begun = True
         trainer = self._trainer
         trainer.fit_loop.epoch_loop.restarting = False
-        vars(_data_hooks(trainer))["on_before_batch_transfer"] = lambda batch, _: batch  # this was done
+        # what was done on the host already, and the move
+        vars(trainer.precision_plugin)["convert_input"] = lambda batch: batch
+        vars(_data_hooks(trainer, "on_before_batch_transfer"))["on_before_batch_transfer"] = lambda batch, _: batch
+        vars(_data_hooks(trainer, "transfer_batch_to_device"))["transfer_batch_to_device"] = lambda batch, *_: batch.move()
         call = importlib.import_module(f"{_package_of(trainer)}.trainer.call")
         for hook in ("on_train_start", "on_train_epoch_start"):
             call._call_lightning_module_hook(trainer, hook)
@@ -165,7 +169,7 @@ def _batch(name: str, trainer: Any, fetcher: Any, shapes: str | None) -> tuple[A
         found = [training_batch(name, loader, shapes) for loader in combined.flattened]
         batch = tree_unflatten([each for each, _ in found], combined._spec)
         which = " and ".join(dict.fromkeys(each for _, each in found))
-    owner = _data_hooks(trainer)
+    owner = _data_hooks(trainer, "on_before_batch_transfer")
     twin = object.__new__(type(owner))
     vars(twin).update(vars(owner))
     with nothing_left_behind():
@@ -190,9 +194,9 @@ def _of_a_stream(fetcher: Any, shapes: str | None) -> tuple[Any, str]:
     return largest([batch for batch, _, _ in queue]), f"the largest (of the first {len(queue)})"
 
 
-def _data_hooks(trainer: Any) -> Any:
-    """The module or the datamodule, whichever prepares batches."""
-    return trainer._data_connector._datahook_selector.get_instance("on_before_batch_transfer")
+def _data_hooks(trainer: Any, name: str) -> Any:
+    """The module or the datamodule, whichever has this hook."""
+    return trainer._data_connector._datahook_selector.get_instance(name)
 
 
 def _package_of(trainer: Any) -> str:
