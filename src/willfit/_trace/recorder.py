@@ -133,7 +133,10 @@ class Recorder(TorchDispatchMode, Follower):
 
     def own_cpu_tensor(self, tensor: torch.Tensor) -> None:
         """A CPU tensor that belongs to the job's copy: it may be changed in place."""
-        storage = tensor.untyped_storage()
+        self.own_cpu_storage(tensor.untyped_storage())
+
+    def own_cpu_storage(self, storage: torch.UntypedStorage) -> None:
+        """Likewise, for all tensors over this storage."""
         self._cpu_born[storage._cdata] = storage
 
     # -- tensors that are not the job's own -------------------------------------------------------------------

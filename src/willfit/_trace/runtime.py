@@ -174,6 +174,7 @@ def cuda_runtime(recorder: Recorder, device: Device) -> Iterator[None]:
         (torch, "Generator", _CpuGenerator),
         (torch, "save", _not_saved(recorder)),
         (torch.Tensor, "pin_memory", lambda tensor, *_, **__: tensor),
+        (torch.UntypedStorage, "clone", _cloned_storage(recorder)),
     ]
     answers = [answer for answer in answers if hasattr(*answer[:2])]
     with ExitStack() as stack:
@@ -229,6 +230,20 @@ def _not_saved(recorder: Recorder) -> Callable[..., None]:
         recorder.assume("torch.save writes nothing while a step is predicted")
 
     return save
+
+
+def _cloned_storage(recorder: Recorder) -> Callable[[Any], Any]:
+    """As copy.deepcopy clones the storage of a CPU tensor, beside the dispatcher: the clone is the job's."""
+    own: Callable[[Any], Any] = torch.UntypedStorage.clone
+
+    def clone(storage: Any) -> Any:
+        if storage.device.type != "cpu":
+            return own(storage)
+        cloned = torch.UntypedStorage(storage.nbytes(), device="cpu")
+        recorder.own_cpu_storage(cloned)
+        return cloned.copy_(storage)
+
+    return clone
 
 
 @contextmanager
