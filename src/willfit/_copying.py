@@ -66,6 +66,12 @@ class Copier:
         """Attributes of classes in which all of their objects keep their own, and the copies of these."""
         self.notes: dict[str, None] = {}
         """What was decided on the way, in sentences for people."""
+        self._weakly_held: list[Any] = []
+        """Copies of what others refer to weakly: who holds the original may have no copy."""
+
+    def forget(self) -> None:
+        """Let go of the copies, of which no more will be made: what their job drops is then dropped."""
+        self.memo.clear()
 
     def copy(self, value: Any) -> Any:
         """The copy of a value; the same one each time."""
@@ -132,10 +138,10 @@ class Copier:
             return self._remember(value, Silent())
         if isinstance(value, weakref.ref):
             target = value()
-            return self._remember(value, value if target is None else weakref.ref(self.copy(target)))
+            return self._remember(value, value if target is None else weakref.ref(self._target(target)))
         if cls in weakref.ProxyTypes:
             target = behind(value)
-            return self._remember(value, value if target is None else weakref.proxy(self.copy(target)))
+            return self._remember(value, value if target is None else weakref.proxy(self._target(target)))
         if isinstance(value, _Generator):
             return self._remember(value, _copied_generator(value))
         if isinstance(value, io.IOBase):
@@ -168,6 +174,11 @@ class Copier:
             copied.__dict__.pop("step", None)
         if isinstance(value, torch.nn.Module):
             self._make_eager(copied)
+        return copied
+
+    def _target(self, value: Any) -> Any:
+        copied = self.copy(value)
+        self._weakly_held.append(copied)
         return copied
 
     def _shared(self, cls: type, name: str, attributes: dict[str, Any]) -> dict[str, Any]:

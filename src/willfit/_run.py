@@ -80,6 +80,7 @@ class Run:
                 self._adapt(original, copier.memo.get(id(original)))
             for note in copier.notes:
                 follower.assume(note)
+            copier.forget()
             self._follow(model)
             hooks = [
                 register_optimizer_step_pre_hook(self._steps_now),
