@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from willfit._errors import JobError, UsageError
-from willfit._twins import is_iterator
+from willfit._twins import bare_loader, is_iterator
 from willfit._worst_batch import BATCHES, batch_of, largest
 
 _BATCH_NAMES = ("batch", "inputs", "data")
@@ -209,7 +209,7 @@ def _named_batch(slot: _Slot, shapes: str | None) -> tuple[Any, str]:
     value = slot.value
     if value is None or isinstance(value, _PARTS):
         raise UsageError(f"batch={slot.name!r} is no batch and no loader: found {type(value).__name__}")
-    if isinstance(value, DataLoader) or is_iterator(value):
+    if _is_loader(value) or is_iterator(value):
         return _drawn(slot, shapes)
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) and not _holds_tensors(value, loose=True):
         return _drawn(slot, shapes)
@@ -217,7 +217,7 @@ def _named_batch(slot: _Slot, shapes: str | None) -> tuple[Any, str]:
 
 
 def _batch(slots: Sequence[_Slot], call: _Call, shapes: str | None) -> tuple[Any, str]:
-    sources = [s for s in slots if isinstance(s.value, DataLoader)] or [s for s in slots if is_iterator(s.value)]
+    sources = [s for s in slots if _is_loader(s.value)] or [s for s in slots if is_iterator(s.value)]
     if sources:
         return _drawn(sources[0], shapes)
     for slot in slots:
@@ -229,6 +229,10 @@ def _batch(slots: Sequence[_Slot], call: _Call, shapes: str | None) -> tuple[Any
             f"no batch among the arguments (a DataLoader, an iterator, or tensors): found {call}; name it with batch="
         )
     return left[0].value if len(left) == 1 else _by_name(left), f"batch={_told(left)}"
+
+
+def _is_loader(value: Any) -> bool:
+    return isinstance(bare_loader(value), DataLoader)
 
 
 def _holds_tensors(value: Any, loose: bool = False) -> bool:

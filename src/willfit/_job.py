@@ -83,11 +83,11 @@ def tensors_outside(model: nn.Module, optimizer: Any, batch: Any, index: int) ->
 # -- the step where the user gives none ----------------------------------------------------------------------
 
 
-def default_step(loss: Loss | None) -> Step:
+def default_step(loss: Loss | None, backward: Callable[[torch.Tensor], Any] = torch.Tensor.backward) -> Step:
     """What runs where no step is given: the loss, backward, the optimizers' steps, their gradients dropped."""
 
     def step(model: Any, optimizer: Any, batch: Any) -> None:
-        loss_of(loss, model, batch).backward()
+        backward(loss_of(loss, model, batch))
         each = list(optimizers_of(optimizer))
         for one in each:
             one.step()

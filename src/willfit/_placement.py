@@ -104,7 +104,7 @@ class Placement:
             return
         self._modules.add(id(module))
         for name, child in module.named_children():
-            self._place_modules(child, f"{path}.{name}".lstrip(".").removeprefix("_orig_mod."))
+            self._place_modules(child, own_path(f"{path}.{name}".lstrip(".")))
         for parameter in module._parameters.values():
             if parameter is not None and id(parameter) not in self.copier.memo:
                 self._place_parameter(parameter, path)
@@ -195,6 +195,26 @@ class Placement:
         if large and self.recorder.shares_data:
             return tensor
         return self.recorder.copy_on_cpu(tensor).requires_grad_(tensor.requires_grad)
+
+
+_WRAPPED = ("_orig_mod", "_forward_module")
+"""Where torch.compile and Fabric keep the module that they wrap."""
+
+
+def own_path(path: str) -> str:
+    """The path of a module in the user's model, whatever that is wrapped in.
+
+    >>> own_path("_forward_module._orig_mod.layers.0"), own_path("layers.0")
+    ('layers.0', 'layers.0')
+    """
+    first, _, rest = path.partition(".")
+    return own_path(rest) if first in _WRAPPED and rest else path
+
+
+def own_class(model: nn.Module) -> str:
+    """The class of the user's model, whatever that is wrapped in."""
+    inner = next((model._modules[name] for name in _WRAPPED if model._modules.get(name) is not None), None)
+    return type(model).__name__ if inner is None else own_class(inner)
 
 
 def check_tensor(what: str, tensor: torch.Tensor) -> None:

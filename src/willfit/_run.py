@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from willfit._errors import JobError, WillfitError
 from willfit._globals import exchanged_globals
-from willfit._placement import OnHost, Placement, optimizers_of, tensors_of
+from willfit._placement import OnHost, Placement, optimizers_of, own_class, own_path, tensors_of
 from willfit._placement_bitsandbytes import copy_managers, elements, is_quantized_weight
 from willfit._trace.following import Follower
 from willfit._trace.made_before import enable_scaler
@@ -101,8 +101,8 @@ class Run:
 
     def _follow(self, model: nn.Module) -> None:
         follower, parameters = self._follower, list(model.parameters())
-        names = {id(module): name.removeprefix("_orig_mod.") for name, module in model.named_modules()}
-        follower.name_modules({key: name or type(model).__name__ for key, name in names.items()})
+        names = {id(module): own_path(name) for name, module in model.named_modules()}
+        follower.name_modules({key: name or own_class(model) for key, name in names.items()})
         for module in model.modules():
             for parameter in module.parameters(recurse=False):
                 self._owners.setdefault(id(parameter), follower.name_of(module))
@@ -186,8 +186,8 @@ def summary_of(model: nn.Module, optimizer: Any, batch: Any) -> JobSummary:
             dtype, number = elements(parameter)
         counts[dtype] += number
     return JobSummary(
-        model=type(model).__name__,
-        optimizer=" + ".join(type(each).__name__ for each in optimizers_of(optimizer)),
+        model=own_class(model),
+        optimizer=" + ".join(type(getattr(each, "optimizer", each)).__name__ for each in optimizers_of(optimizer)),
         parameters=counts.total(),
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         dtypes=tuple(counts.most_common()),

@@ -29,14 +29,20 @@ def twin_of(loader: Any) -> Iterator[Any]:
     The loader then gives the same batches in the same order as if nobody had looked, and every random generator is as
     it was. Datasets and samplers are copied with their attributes, not with the data that they hold.
     """
-    loader = getattr(loader, "base_dataloader", loader)  # accelerate's wrapper keeps count of the loaders in use
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with nothing_left_behind(), torch.random.fork_rng(gpus):
         twins = _Twins()
         try:
-            yield twins.of_loader(loader)
+            yield twins.of_loader(bare_loader(loader))
         finally:
             twins.put_back()
+
+
+def bare_loader(loader: Any) -> Any:
+    """A loader without what accelerate wraps around it, which keeps count of the loaders in use, or Fabric."""
+    if type(loader).__name__ == "_FabricDataLoader":
+        return loader._dataloader
+    return getattr(loader, "base_dataloader", loader)
 
 
 def is_iterator(value: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
-from willfit._twins import twin_of
+from willfit._twins import bare_loader, twin_of
 
 SAMPLES = 1_000
 """So many samples of a dataset are read at most, spread evenly over it."""
@@ -43,6 +43,7 @@ def batch_of(loader: Any, shapes: str | None = None) -> tuple[Any, str]:
     >>> batch_of(DataLoader(range(6), batch_size=2), "first")
     (tensor([0, 1]), 'the first')
     """
+    loader = bare_loader(loader)
     if shapes == "first":
         return first_batch(loader), "the first"
     if _is_indexed(loader):

@@ -19,6 +19,7 @@ from willfit._preflight import Job, Preflight, WillfitWarning
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
+    from lightning.fabric import Fabric
 
     from willfit._devices import Device
     from willfit._job import Loss
@@ -51,6 +52,7 @@ def guard(
     batch: str | None = None,
     shapes: Literal["longest", "first"] | None = None,
     accelerator: Accelerator | None = None,
+    fabric: Fabric | None = None,
 ) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
 def guard(
     function: Any = None,
@@ -71,6 +73,7 @@ def guard(
     batch: Any = None,
     shapes: Any = None,
     accelerator: Any = None,
+    fabric: Any = None,
 ) -> Any:
     """Predict what a training function needs each time it is called, and refuse before its first line if it won't fit.
 
@@ -102,6 +105,7 @@ def guard(
             samples, or the "first". None: the longest where the dataset can be indexed, else the first.
         accelerator: the `accelerate.Accelerator` that the function trains with. The default step is then as it does
             it, and its processes agree before any of them raises.
+        fabric: the `lightning.fabric.Fabric` that the function trains with, likewise.
 
     Raises:
         UsageError: when decorating, for an option that cannot be; when called, for arguments that leave it open what
@@ -133,7 +137,7 @@ def guard(
         verify=verify,
         tolerance=tolerance,
     )
-    options = _Options(preflight, step, loss, model, optimizer, batch, shapes, accelerator)
+    options = _Options(preflight, step, loss, model, optimizer, batch, shapes, accelerator, fabric)
     return functools.partial(_guarded, options) if function is None else _guarded(options, function)
 
 
@@ -147,6 +151,7 @@ class _Options:
     batch: Any
     shapes: Any
     accelerator: Any
+    fabric: Any
 
     def __post_init__(self) -> None:
         for name in ("step", "loss"):
@@ -161,6 +166,8 @@ class _Options:
                 )
         if self.shapes not in (None, "longest", "first"):
             raise UsageError(f'shapes must be "longest", "first" or None: found {self.shapes!r}')
+        if self.accelerator is not None and self.fabric is not None:
+            raise UsageError("accelerator= and fabric= are both given: leave out the one that does not train")
 
 
 def _guarded(options: _Options, function: Any) -> Any:
@@ -231,7 +238,7 @@ class _Check:
         if preflight.action_now() == "off":
             return _Call(args, kwargs)
 
-        if options.accelerator is None:
+        if options.accelerator is None and options.fabric is None:
             call, warning = self._look(preflight, args, kwargs)
         else:
             call, warning = self._look_together(preflight, args, kwargs)
@@ -274,6 +281,10 @@ class _Check:
                 from willfit.integrations.accelerate import prepared_job
 
                 (model, step), loss = prepared_job(options.accelerator, model, step, loss), None
+            elif options.fabric is not None:
+                from willfit.integrations import fabric
+
+                (model, step), loss = fabric.prepared_job(options.fabric, model, step, loss), None
         except JobError as error:
             return _Call(args, kwargs), preflight.unpredicted(self._name, error)
         job = Job(self._name, model, found.optimizer, found.batch, step, loss, f"Taken from the call: {found.taken}.")

@@ -22,7 +22,7 @@ import torch
 from willfit._emulator.operators import Operator, met
 from willfit._real.follower import RealFollower
 from willfit._trace.cuda import values
-from willfit._trace.cuda.conditions import COMPARISONS
+from willfit._trace.cuda.conditions import COMPARISONS, EITHER
 from willfit._trace.cuda.convolution import bound_workspace
 from willfit._trace.cuda.recurrent import CUDNN_ALONE_KNOWS
 from willfit._trace.kernels import argument_of
@@ -150,6 +150,13 @@ def _condition(answers: Answers, operator: Operator, *args: Any, **kwargs: Any) 
     out = operator(*args, **kwargs)
     if operator.name in _CONDITIONS or out.numel() == 1:
         values.remember(answers.follower, out, operator.name)
+    return out
+
+
+@_answer(*EITHER)
+def _either(answers: Answers, operator: Operator, first: torch.Tensor, second: torch.Tensor) -> Any:
+    out = operator(first, second)
+    values.remember_either(answers.follower, out, first, second)
     return out
 
 

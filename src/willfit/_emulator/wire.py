@@ -125,8 +125,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
                 return self._tensor(value)
         elif isinstance(value, nn.Module):
             return _blank, (type(value),), vars(value), None, None, _set_attributes
-        elif isinstance(value, torch.optim.Optimizer) and "param_groups" in vars(value):  # and no wrapper of one
-            return _blank, (type(value),), vars(value), None, None, torch.optim.Optimizer.__setstate__
+        elif isinstance(value, torch.optim.Optimizer):
+            is_wrapper = "param_groups" not in vars(value)
+            set_state = _set_attributes if is_wrapper else torch.optim.Optimizer.__setstate__
+            return _blank, (type(value),), vars(value), None, None, set_state
         elif isinstance(value, types.FunctionType) and _is_copied_of_a_library(value):
             return _named, (value.__module__, value.__qualname__)
         elif (special := _special(value)) is not None:

@@ -53,7 +53,7 @@ class Watch:
         assert predicted.device.index is not None
         self._predicted = predicted
         self._index = predicted.device.index
-        self._optimizers = {id(each) for each in optimizers_of(optimizer)}
+        self._optimizers = {id(getattr(each, "optimizer", each)) for each in optimizers_of(optimizer)}
         self._others = others
         self._tolerance = tolerance
         self._done: Callable[[Verification], None] = lambda verification: None

@@ -48,17 +48,10 @@ def check_in_one_place(model: Any) -> None:
 def _step(accelerator: Any, step: Any, loss: Any, buckets: Any, model: Any, optimizer: Any, batch: Any) -> Any:
     if step is not None:
         return step(model, optimizer, batch)
-    from willfit._job import loss_of
-    from willfit._placement import optimizers_of
+    from willfit._job import default_step
 
     with accelerator.accumulate(model):
-        value = loss_of(loss, model, batch)
-        accelerator.backward(value)
-        for each in optimizers_of(optimizer):
-            each.step()
-        for each in optimizers_of(optimizer):
-            each.zero_grad()
-    return None
+        return default_step(loss, accelerator.backward)(model, optimizer, batch)
 
 
 # -- the batch size ----------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 from packaging.version import Version
 
 from willfit._trace.cuda.composing import contiguous, empty, empty_like, operate
+from willfit._trace.cuda.conditions import either
 from willfit._trace.fake import run_on_meta
 from willfit._trace.kernels import Call, kernel, nbytes
 from willfit._trace.overrides import overload, override
@@ -54,7 +55,7 @@ def in_place(call: Call) -> Any:
     schema = call.func._schema
     name, variant = schema.name.removeprefix("aten::"), schema.overload_name and f".{schema.overload_name}"
     if _node() not in _IN_PLACE[name + variant] or _makes_another(call):
-        return call.run()
+        return either(call) if name == "logical_or" else call.run()
     return call.recorder.run(overload(f"{name}_{variant}"), call.args, call.kwargs)
 
 

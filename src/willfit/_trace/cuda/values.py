@@ -72,6 +72,15 @@ def remember(recorder: Follower, tensor: torch.Tensor, origin: str) -> None:
     recorder.state[_ORIGIN, storage._cdata] = (weakref.ref(storage), origin)
 
 
+def remember_either(recorder: Follower, out: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> None:
+    """What ``first | second`` will be read as, where it is decided for them."""
+    origins = [_origin(recorder, tensor) for tensor in (first, second)]
+    if "all" in origins:
+        remember(recorder, out, "all")
+    elif origins[0] is not None and origins[1] is not None:
+        remember(recorder, out, origins[0])
+
+
 @kernel("all", "all.dim", "all.dims")
 def all_(call: Call) -> Any:
     """``all()`` is true."""
