@@ -33,8 +33,12 @@ _DATA_PACKAGES = ("datasets", "pandas", "polars", "pyarrow", "scipy")
 # What these log goes to files and servers.
 _LOGGERS = ("aim", "clearml", "comet_ml", "mlflow", "neptune", "swanlab", "tensorboardX", "wandb")
 
-# What says that it is its own copy, or that it is not to be pickled: copied by its attributes all the same.
-_BY_ATTRIBUTES = ("accelerate.accelerator.Accelerator", "accelerate.utils.operations.ConvertOutputsToFp32")
+# What says that it is its own copy, or that it is not to be pickled, or what scripts keep in a global: copied by its
+# attributes all the same.
+_BY_ATTRIBUTES = (
+    *("accelerate.accelerator.Accelerator", "accelerate.utils.operations.ConvertOutputsToFp32"),
+    *("lightning.fabric.fabric.Fabric", "lightning_fabric.fabric.Fabric"),
+)
 
 _IN_C = (types.WrapperDescriptorType, types.MethodDescriptorType, types.ClassMethodDescriptorType)
 _BUILTIN = types.BuiltinFunctionType
