@@ -79,7 +79,7 @@ class Placement:
             JobError: it holds no tensors, or others than dense ones.
         """
         if isinstance(batch, OnHost):
-            return OnHost(batch.batch, functools.partial(self.batch, batch.batch))
+            return OnHost(self.copier.copy(batch.batch), functools.partial(self.batch, batch.batch))
         placed: list[torch.Tensor] = []
 
         def place(tensor: torch.Tensor) -> torch.Tensor:

@@ -259,7 +259,13 @@ def test_values_are_answered_by_one_policy() -> None:
                 torch.unique(mask).numel(),
             ),
             *(torch.repeat_interleave(batch.long()[0]).numel(), torch.bincount(batch.long()[0]).numel(), number),
-            *(bool(torch.isnan(y).any()), bool(y.sum().isnan() | y.sum().isinf()), bool(mask.all()), torch.equal(y, y.clone()), torch.allclose(y, y.clone())),
+            *(
+                bool(torch.isnan(y).any()),
+                bool(y.sum().isnan() | y.sum().isinf()),
+                bool(mask.all()),
+                torch.equal(y, y.clone()),
+                torch.allclose(y, y.clone()),
+            ),
             *(
                 y[:number].cpu().sum().item(),
                 y[0, :2].tolist(),

@@ -14,6 +14,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_unflatten
 
+from willfit._changing import mapped
 from willfit._copying import Silent
 from willfit._errors import JobError, UnavailableError
 from willfit._placement import OnHost
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
     from willfit._devices import Device
     from willfit._trace.trace import Engine
 
-# The same code under two names, of which each has classes of its own.
+# The same code under two names, each with classes of its own.
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
+
+# What gives data to a training_step(dataloader_iter), which draws and moves its batches itself.
+_DRAWN_BY_THE_STEP = "_DataLoaderIterDataFetcher"
 
 
 def _callback_class() -> Any:
@@ -102,9 +106,15 @@ class WillfitCallback(_Callback or object):  # type: ignore[misc]
         """Check the job. Called by the Trainer before the first batch, when model and optimizers are prepared."""
         if self._check.is_off():
             return
-        name, fetcher = f"{type(trainer).__name__}.fit()", trainer.fit_loop._data_fetcher
-        with _apart(trainer):
-            self._check.begin(name, lambda: _job(name, trainer, fetcher, self._check.shapes))
+        name = f"{type(trainer).__name__}.fit()"
+        with ExitStack() as while_checked:
+
+            def job() -> Job:
+                made = _job(name, trainer, self._check.shapes)
+                while_checked.enter_context(_apart(trainer))
+                return made
+
+            self._check.begin(name, job)
         self._check.watch()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -116,15 +126,16 @@ class WillfitCallback(_Callback or object):  # type: ignore[misc]
         self._check.end()
 
 
-def _job(name: str, trainer: Any, fetcher: Any, shapes: str | None) -> Job:
+def _job(name: str, trainer: Any, shapes: str | None) -> Job:
     """A batch through the Trainer's loop, as a job."""
+    fetcher = trainer.fit_loop._data_fetcher
     _, buckets = unwrapped(trainer.strategy.model)
     module, optimizers = trainer.lightning_module, trainer.optimizers
     batch, which = _batch(name, trainer, fetcher, shapes)
     kinds = " + ".join(type(optimizer).__name__ for optimizer in optimizers)
     if kinds == "_MockOptimizer":  # configure_optimizers gave None
         kinds, optimizers = "no optimizer", None
-    taken = f"Taken from the Trainer: {type(module).__name__}, {kinds}, {which} batch of its data."
+    taken = f"Taken from the Trainer: {type(module).__name__}, {kinds}, {trainer.precision}, {which} batch of its data."
     return Job(name, module, optimizers, OnHost(batch), _Step(trainer, type(fetcher), buckets), taken=taken)
 
 
@@ -133,31 +144,38 @@ class _Step:
 
     def __init__(self, trainer: Any, fetcher: Any, buckets: Any) -> None:
         self._trainer, self._fetcher, self._buckets = trainer, fetcher, buckets
-        self._has_begun = False
+        self._data: Any = None
 
     def __call__(self, model: Any, optimizers: Any, batch: Any) -> None:
         """What `_TrainingEpochLoop.run` does with a batch, but for validation. Called in a copy of the Trainer."""
-        if not self._has_begun:
-            self._begin()
+        if self._data is None:
+            self._begin(batch)
         loop = self._trainer.fit_loop.epoch_loop
         if loop._num_ready_batches_reached():  # and the next epoch begins
             loop.batch_progress.reset_on_run()
-        fetcher = self._fetcher()
-        draws_itself = self._fetcher.__name__ == "_DataLoaderIterDataFetcher"  # training_step(dataloader_iter)
-        fetcher.setup((batch.move() if draws_itself else batch, 0, 0) for _ in itertools.count())
-        loop.advance(iter(fetcher))
+        loop.advance(self._data)
 
-    def _begin(self) -> None:
-        self._has_begun = True
-        trainer = self._trainer
+    def _begin(self, batch: Any) -> None:
+        trainer, fetcher = self._trainer, self._fetcher()
+        draws_itself = self._fetcher.__name__ == _DRAWN_BY_THE_STEP
+        fetcher.setup((_as_drawn(batch.batch) if draws_itself else batch, 0, 0) for _ in itertools.count())
+        self._data = iter(fetcher)
         trainer.fit_loop.epoch_loop.restarting = False
         # what was done on the host already, and the move
         vars(trainer.precision_plugin)["convert_input"] = lambda batch: batch
-        vars(_data_hooks(trainer, "on_before_batch_transfer"))["on_before_batch_transfer"] = lambda batch, _: batch
-        vars(_data_hooks(trainer, "transfer_batch_to_device"))["transfer_batch_to_device"] = lambda batch, *_: batch.move()
+        for name, hook in (
+            ("on_before_batch_transfer", lambda batch, _: batch),
+            ("transfer_batch_to_device", lambda batch, *_: batch.move()),
+        ):
+            vars(_data_hooks(trainer, name))[name] = hook
         call = importlib.import_module(f"{_package_of(trainer)}.trainer.call")
-        for hook in ("on_train_start", "on_train_epoch_start"):
-            call._call_lightning_module_hook(trainer, hook)
+        for name in ("on_train_start", "on_train_epoch_start"):
+            call._call_lightning_module_hook(trainer, name)
+
+
+def _as_drawn(batch: Any) -> Any:
+    """The batch in containers of its own, as a step may take them to pieces."""
+    return mapped(batch, lambda tensor: tensor)
 
 
 def _batch(name: str, trainer: Any, fetcher: Any, shapes: str | None) -> tuple[Any, str]:
@@ -169,6 +187,8 @@ def _batch(name: str, trainer: Any, fetcher: Any, shapes: str | None) -> tuple[A
         found = [training_batch(name, loader, shapes) for loader in combined.flattened]
         batch = tree_unflatten([each for each, _ in found], combined._spec)
         which = " and ".join(dict.fromkeys(each for _, each in found))
+    if type(fetcher).__name__ == _DRAWN_BY_THE_STEP:
+        return batch, which
     owner = _data_hooks(trainer, "on_before_batch_transfer")
     twin = object.__new__(type(owner))
     vars(twin).update(vars(owner))
@@ -201,7 +221,8 @@ def _data_hooks(trainer: Any, name: str) -> Any:
 
 def _package_of(trainer: Any) -> str:
     """Under which of its names Lightning is used."""
-    return next(base.__module__ for base in type(trainer).__mro__ if base.__module__.startswith(_PACKAGES)).partition(".trainer")[0]
+    module: str = next(base.__module__ for base in type(trainer).__mro__ if base.__module__.startswith(_PACKAGES))
+    return module.partition(".trainer")[0]
 
 
 @contextmanager
