@@ -196,6 +196,25 @@ def test_lambdas_closures_and_partials_arrive_with_what_they_hold() -> None:
         assert step(None, None, torch.tensor([3.0, 4.0])).item() == expected
 
 
+def test_wrappers_of_optimizers_and_what_is_known_by_proxy_arrive() -> None:
+    class Wrapper(torch.optim.SGD):
+        """As Lightning's: of the wrapped one's class, with nothing of its own."""
+
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            self.wrapped = optimizer
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.wrapped, name)
+
+    model = nn.Linear(2, 2)
+    owner = {"optimizer": Wrapper(torch.optim.SGD(model.parameters(), lr=0.25)), "layer": nn.Linear(3, 3)}
+    owner["proxy"] = weakref.proxy(owner["layer"])
+    arrived = sent(model, owner).optimizer
+    assert arrived["optimizer"].param_groups[0]["lr"] == 0.25
+    assert arrived["proxy"].weight is arrived["layer"].weight
+    assert arrived["proxy"].weight is not owner["layer"].weight
+
+
 def test_globals_of_the_user_s_modules_travel_as_they_are_now(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SCALE, "factor", 7)
     step = sent(step=lambda model, optimizer, batch: batch * SCALE["factor"]).step

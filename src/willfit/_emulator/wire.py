@@ -118,6 +118,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
 
     def reducer_override(self, value: Any) -> Any:
         """How a value travels; as cloudpickle says where there is nothing special about it."""
+        if type(value) in weakref.ProxyTypes:  # which isinstance takes for what they stand for
+            return _proxy, (behind(value),)
         if is_copied_by_attributes(type(value)):
             return _blank, (type(value),), vars(value), None, None, _set_attributes
         if isinstance(value, torch.Tensor):
@@ -291,8 +293,6 @@ def _special(value: Any) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
         return (threading.Lock if isinstance(value, _LOCKS[0]) else threading.RLock), ()
     if isinstance(value, weakref.ref):
         return _weak, (value(),)
-    if type(value) in weakref.ProxyTypes:
-        return _proxy, (behind(value),)
     if isinstance(value, io.IOBase) and not isinstance(value, (io.BytesIO, io.StringIO)):
         standard = next((name for name in ("stdin", "stdout", "stderr") if value is getattr(sys, name)), None)
         return (getattr, (sys, standard)) if standard else (_sink, (isinstance(value, io.TextIOBase),))
