@@ -33,8 +33,7 @@ _DATA_PACKAGES = ("datasets", "pandas", "polars", "pyarrow", "scipy")
 # What these log goes to files and servers.
 _LOGGERS = ("aim", "clearml", "comet_ml", "mlflow", "neptune", "swanlab", "tensorboardX", "wandb")
 
-# What says that it is its own copy, or that it is not to be pickled, or what scripts keep in a global: copied by its
-# attributes all the same.
+# What says that it is its own copy or not to be pickled, or is kept in globals: copied by its attributes all the same.
 _BY_ATTRIBUTES = (
     *("accelerate.accelerator.Accelerator", "accelerate.utils.operations.ConvertOutputsToFp32"),
     *("lightning.fabric.fabric.Fabric", "lightning_fabric.fabric.Fabric"),
@@ -70,8 +69,7 @@ class Copier:
         """Attributes of classes in which all of their objects keep their own, and the copies of these."""
         self.notes: dict[str, None] = {}
         """What was decided on the way, in sentences for people."""
-        self._weakly_held: list[Any] = []
-        """Copies of what others refer to weakly: who holds the original may have no copy."""
+        self._weakly_held: list[Any] = []  # as who holds the original may have no copy
 
     def forget(self) -> None:
         """Let go of the copies, of which no more will be made: what their job drops is then dropped."""
@@ -140,12 +138,8 @@ class Copier:
             return self._remember(value, value)
         if is_logger(cls.__module__):
             return self._remember(value, Silent())
-        if isinstance(value, weakref.ref):
-            target = value()
-            return self._remember(value, value if target is None else weakref.ref(self._target(target)))
-        if cls in weakref.ProxyTypes:
-            target = behind(value)
-            return self._remember(value, value if target is None else weakref.proxy(self._target(target)))
+        if isinstance(value, weakref.ref) or cls in weakref.ProxyTypes:
+            return self._remember(value, self._weak(value))
         if isinstance(value, _Generator):
             return self._remember(value, _copied_generator(value))
         if isinstance(value, io.IOBase):
@@ -180,10 +174,13 @@ class Copier:
             self._make_eager(copied)
         return copied
 
-    def _target(self, value: Any) -> Any:
-        copied = self.copy(value)
-        self._weakly_held.append(copied)
-        return copied
+    def _weak(self, value: Any) -> Any:
+        is_proxy = type(value) in weakref.ProxyTypes
+        target = behind(value) if is_proxy else value()
+        if target is None:
+            return value
+        self._weakly_held.append(self.copy(target))
+        return (weakref.proxy if is_proxy else weakref.ref)(self._weakly_held[-1])
 
     def _shared(self, cls: type, name: str, attributes: dict[str, Any]) -> dict[str, Any]:
         if id(attributes) not in self.memo:
@@ -297,12 +294,7 @@ class Silent:
 
 
 def behind(proxy: Any) -> Any:
-    """The object that a `weakref.proxy` stands for; None if it is no more.
-
-    >>> linear = torch.nn.Linear(1, 1)
-    >>> behind(weakref.proxy(linear)) is linear
-    True
-    """
+    """The object that a `weakref.proxy` stands for; None if it is no more."""
     try:
         return proxy.__init__.__self__
     except ReferenceError:
