@@ -20,12 +20,13 @@ def prepared_job(fabric: Any, model: Any, step: Step | None, loss: Loss | None) 
 
     Raises `JobError` for a model that is sharded over several GPUs.
     """
-    bare, buckets = unwrapped(getattr(model, "_forward_module", model))
-    if buckets is not None and bare is not model:  # DistributedDataParallel in Fabric's wrapper
+    is_set_up = hasattr(model, "_forward_module")
+    bare, buckets = unwrapped(model._forward_module if is_set_up else model)
+    if is_set_up and buckets is not None:  # a twin of Fabric's wrapper, without DistributedDataParallel in it
         twin = object.__new__(type(model))
         vars(twin).update(vars(model), _modules={**model._modules, "_forward_module": bare})
-        model = twin
-    return model, functools.partial(_step, fabric, step, loss, buckets)
+        bare = twin
+    return model if is_set_up and buckets is None else bare, functools.partial(_step, fabric, step, loss, buckets)
 
 
 def _step(fabric: Any, step: Any, loss: Any, buckets: Any, model: Any, optimizer: Any, batch: Any) -> Any:

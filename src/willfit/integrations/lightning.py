@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_unflatten
 from willfit._changing import mapped
 from willfit._copying import Silent
 from willfit._errors import JobError, UnavailableError
-from willfit._placement import OnHost
+from willfit._placement import OnHost, optimizers_of
 from willfit._preflight import Job
 from willfit._trace.surroundings import nothing_left_behind
 from willfit._worst_batch import BATCHES, largest
@@ -142,25 +142,27 @@ def _job(name: str, trainer: Any, shapes: str | None) -> Job:
 class _Step:
     """A batch through Lightning's loop. It steps its optimizer at the end of each ``accumulate_grad_batches``."""
 
-    def __init__(self, trainer: Any, fetcher: Any, buckets: Any) -> None:
-        self._trainer, self._fetcher, self._buckets = trainer, fetcher, buckets
+    def __init__(self, trainer: Any, fetcher_class: Any, buckets: Any) -> None:
+        self._trainer, self._fetcher_class, self._buckets = trainer, fetcher_class, buckets
         self._data: Any = None
 
     def __call__(self, model: Any, optimizers: Any, batch: Any) -> None:
         """What `_TrainingEpochLoop.run` does with a batch, but for validation. Called in a copy of the Trainer."""
         if self._data is None:
-            self._begin(batch)
+            self._begin(list(optimizers_of(optimizers)), batch)
         loop = self._trainer.fit_loop.epoch_loop
         if loop._num_ready_batches_reached():  # and the next epoch begins
             loop.batch_progress.reset_on_run()
         loop.advance(self._data)
 
-    def _begin(self, batch: Any) -> None:
-        trainer, fetcher = self._trainer, self._fetcher()
-        draws_itself = self._fetcher.__name__ == _DRAWN_BY_THE_STEP
+    def _begin(self, optimizers: list[Any], batch: Any) -> None:
+        trainer, fetcher = self._trainer, self._fetcher_class()
+        draws_itself = self._fetcher_class.__name__ == _DRAWN_BY_THE_STEP
         fetcher.setup((_as_drawn(batch.batch) if draws_itself else batch, 0, 0) for _ in itertools.count())
         self._data = iter(fetcher)
         trainer.fit_loop.epoch_loop.restarting = False
+        if optimizers and optimizers != trainer.strategy.optimizers:  # advice has put others in their place
+            trainer.strategy.optimizers = optimizers
         # what was done on the host already, and the move
         vars(trainer.precision_plugin)["convert_input"] = lambda batch: batch
         for name, hook in (
