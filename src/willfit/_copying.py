@@ -51,17 +51,17 @@ class Copier:
 
     What cannot be copied (locks, sockets) is shared; files are replaced by ones that swallow what is written. Unlike
     ``copy.deepcopy`` it follows closures, since that is where training steps keep schedulers, scalers and teachers.
-    A variable or attribute named ``device`` that says "cpu", as it does on a machine without a GPU, says "cuda" in the
-    copy, and what was compiled is eager.
+    A variable or attribute named ``device`` that says "cpu", as it does on a machine without a GPU, says "cuda" in a
+    copy for one, and what was compiled is eager.
     """
 
     def __init__(
         self,
         tensor: Callable[[torch.Tensor], torch.Tensor],
         module: Callable[[torch.nn.Module], None] = lambda _: None,
+        is_for_gpu: bool = True,
     ) -> None:
-        self._tensor = tensor
-        self._module = module
+        self._tensor, self._module, self._is_for_gpu = tensor, module, is_for_gpu
         self.memo: dict[int, Any] = {}
         self.kept: list[Any] = []
         """Everything that was met, in order; this also keeps the ids in ``memo`` valid."""
@@ -99,7 +99,7 @@ class Copier:
 
     def named(self, name: str, value: Any) -> Any:
         """The copy of a variable, attribute or entry of that name."""
-        if name.lstrip("_").lower() in _DEVICE_NAMES and is_cpu(value):
+        if name.lstrip("_").lower() in _DEVICE_NAMES and is_cpu(value) and self._is_for_gpu:
             self.notes["a variable `device` that says cpu, as on a machine without a GPU, is taken to say cuda"] = None
             return "cuda" if isinstance(value, str) else torch.device("cuda")
         return self.copy(value)

@@ -38,7 +38,7 @@ class Placement:
         self.recorder = recorder
         self._storages: dict[int, torch.Tensor] = {}
         self._modules: set[int] = set()
-        self.copier = Copier(self._found, self._place_modules)
+        self.copier = Copier(self._found, self._place_modules, recorder.is_gpu)
         """What copies everything but the batch; its memo holds what is placed."""
 
     def model(self, model: nn.Module) -> None:

@@ -221,6 +221,20 @@ class Interrupted(KeyboardInterrupt):
     pass
 
 
+def test_a_device_that_says_cpu_is_the_cpu() -> None:
+    """In a prediction for a GPU it is taken to say cuda, as scripts do that run on either."""
+    device = torch.device("cpu")
+
+    def step(model: Any, optimizer: Any, batch: Any) -> None:
+        model(batch + torch.ones(32, device=device)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    model = nn.Linear(32, 32)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert verify(model, optimizer, torch.ones(8, 32), step, using="cpu").agrees
+
+
 @pytest.mark.parametrize("ends", ["well", "with an error", "by Ctrl-C"])
 def test_nothing_of_the_user_s_changes(ends: str) -> None:
     model = nn.Sequential(nn.Linear(32, 32), nn.BatchNorm1d(32), nn.Dropout(0.5))

@@ -27,7 +27,7 @@ class RealFollower(Follower):
         self, device: torch.device, compute_capability: tuple[int, int] = (0, 0), multiprocessors: int = 0
     ) -> None:
         super().__init__(compute_capability, multiprocessors)
-        self.device = device
+        self.device, self.is_gpu = device, device.type == "cuda"
         self.before = Before()
         self.recording: Recording | None = None
         """What was recorded; there once `record` was called."""

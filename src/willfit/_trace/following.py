@@ -30,6 +30,9 @@ _NEVER_SHOWN = tuple(
 class Follower(ABC):
     """Follows a job through its steps. An engine is one that also knows what was allocated."""
 
+    is_gpu = True
+    """Whether the job is followed on a GPU, to which its tensors are moved."""
+
     def __init__(self, compute_capability: tuple[int, int], multiprocessors: int) -> None:
         super().__init__()
         self.compute_capability = compute_capability

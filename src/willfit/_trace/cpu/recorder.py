@@ -31,6 +31,8 @@ _COMPOSITES = (torch._C.DispatchKey.CompositeExplicitAutograd, torch._C.Dispatch
 class CpuRecorder(TorchDispatchMode, Follower):
     """The symbolic engine for the CPU: notes every storage that is born and that dies."""
 
+    is_gpu = False
+
     def __init__(self) -> None:
         TorchDispatchMode.__init__(self)
         Follower.__init__(self, (0, 0), 0)
