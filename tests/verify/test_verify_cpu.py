@@ -232,7 +232,7 @@ def test_a_device_that_says_cpu_is_the_cpu() -> None:
 
     model = nn.Linear(32, 32)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    assert verify(model, optimizer, torch.ones(8, 32), step, using="cpu").agrees
+    assert verify(model, optimizer, torch.ones(8, 32), step, using="cpu", tolerance="5%").agrees
 
 
 @pytest.mark.parametrize("ends", ["well", "with an error", "by Ctrl-C"])
