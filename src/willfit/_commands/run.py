@@ -68,23 +68,24 @@ def _run(arguments: argparse.Namespace) -> int:
     return exit_code([footprint.verdict], arguments.strict)
 
 
-def footprint_of_script(script: tuple[str, ...], device: Device) -> Footprint:
-    """What a script, with its arguments, needs on a GPU.
+def footprint_of_script(script: tuple[str, ...], device: Device, engine: Engine | None = None) -> Footprint:
+    """What a script, with its arguments, needs on a GPU; by the emulated engine where that is not said and it can.
 
-    Raises `UnavailableError` where it cannot be run, and `JobError` for what it raised itself.
+    Raises `UnavailableError` where it cannot be run, `JobError` for what it raised itself, and `TraceError` where
+    it does what fake tensors cannot do.
     """
     from willfit._allocator_settings import AllocatorSettings
     from willfit._emulator.engine import trace_of
     from willfit._emulator.launch import run_emulated
     from willfit._footprint import footprint_of
+    from willfit._script.symbolic import trace_of_script
 
     settings = AllocatorSettings.from_environment()
-    try:
-        emulated = run_emulated(None, None, device, _STEPS, script=script)
-    except UnavailableError as error:
-        raise UnavailableError(
-            f"a script is run by PyTorch's own CUDA code, with no GPU, and that cannot be done here: {error}. "
-            "Without it, let a function of the script return (model, optimizer, batch) and give that to "
-            "`willfit check`, which runs anywhere"
-        ) from None
-    return footprint_of(trace_of(emulated, device), device, settings)
+    if engine != "symbolic":
+        try:
+            trace = trace_of(run_emulated(None, None, device, _STEPS, script=script), device)
+            return footprint_of(trace, device, settings)
+        except UnavailableError:
+            if engine == "emulated":
+                raise
+    return footprint_of(trace_of_script(script, device, _STEPS), device, settings)

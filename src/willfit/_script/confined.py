@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from willfit._emulator.landlock import restrict
+from willfit._script.landlock import restrict
 
 # Libraries that would reach out before anything of the user's does.
 _OFFLINE = {

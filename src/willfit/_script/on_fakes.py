@@ -1,0 +1,165 @@
+"""A whole script on fake tensors. Beyond what a training step does, it builds its model and reads its data.
+
+What is on the host is real: the script reads its data and draws its weights. A tensor becomes a fake one where it is
+moved to the GPU.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from willfit._devices import Device
+from willfit._script.files import checkpoints
+from willfit._script.memory import memory_answers
+from willfit._script.watched import ScriptFollower
+from willfit._trace.bitsandbytes import bitsandbytes_runtime
+from willfit._trace.fake import META, FakeCudaTensor
+from willfit._trace.overrides import overload
+from willfit._trace.recorder import Recorder, without_pinning
+from willfit._trace.runtime import cuda_runtime
+
+# They take indices from the CPU beside a tensor on the GPU (expandTensors in aten/src/ATen/native/IndexingUtils.h).
+_INDEXING = frozenset(
+    op
+    for name in (
+        *("index.Tensor", "_unsafe_index.Tensor", "index_put", "index_put_", "_index_put_impl_"),
+        "_unsafe_index_put",
+    )
+    if (op := overload(name)) is not None
+)
+
+
+class ScriptRecorder(ScriptFollower, Recorder):
+    """Follows a script: all tensors of the process are its own."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _INDEXING and type(args[0]) is FakeCudaTensor:
+            args = args[0], self._indices_on_gpu(args[1]), *args[2:]
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _indices_on_gpu(self, indices: Any) -> list[torch.Tensor | None]:
+        found: list[torch.Tensor | None] = []
+        for index in indices:
+            if index is None or type(index) is FakeCudaTensor:
+                found.append(index)
+            elif index.dtype in (torch.bool, torch.uint8):
+                found += self._copied(index.nonzero()).unbind(1)
+            else:
+                found.append(self._copied(index))
+        return found
+
+    def _copied(self, tensor: torch.Tensor) -> torch.Tensor:
+        with self:
+            return tensor.to("cuda")
+
+    def run_on_cpu(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """For real, whatever it changes."""
+        return func(*args, **without_pinning(kwargs))
+
+    def own_cpu_tensor(self, tensor: torch.Tensor) -> None:
+        """Nothing: all are."""
+
+    def adopt(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Refused, as on a GPU."""
+        raise RuntimeError(
+            "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
+            f"(in {self.last_operator})"
+        )
+
+
+@contextmanager
+def on_fake_gpu(recorder: ScriptRecorder, device: Device) -> Iterator[None]:
+    """While the body runs, a script in this process finds the GPU, and what it does there is recorded."""
+    own_save, own_data = torch.save, torch.Tensor.data
+    own_compatible = torch._has_compatible_shallow_copy_type
+
+    def are_compatible(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+        """Whether ``module.to`` keeps its parameters: for real ones on the CPU and on the GPU, it does."""
+        one_is_fake = (type(tensor) is FakeCudaTensor) != (type(other) is FakeCudaTensor)
+        if one_is_fake and isinstance(tensor, torch.nn.Parameter) and not (tensor.is_meta or other.is_meta):
+            return True
+        return bool(own_compatible(tensor, other))
+
+    def set_data(tensor: torch.Tensor, other: torch.Tensor) -> None:
+        if (type(tensor) is FakeCudaTensor) != (type(other) is FakeCudaTensor):
+            _become(tensor, other)
+        else:
+            own_data.__set__(tensor, other)  # type: ignore[attr-defined]
+
+    with ExitStack() as stack:
+        stack.enter_context(cuda_runtime(recorder, device))
+        for owner, name, answer in (
+            *((torch.cuda, name, answer) for name, answer in memory_answers(recorder, device).items()),
+            (torch, "save", own_save),
+            (torch.Tensor, "data", property(own_data.__get__, set_data)),  # type: ignore[attr-defined]
+            (torch, "_has_compatible_shallow_copy_type", are_compatible),
+            (torch.backends.cudnn, "is_available", lambda: True),
+            (torch.backends.cudnn, "_init", lambda: True),
+        ):
+            stack.enter_context(patch.object(owner, name, answer))
+        stack.enter_context(checkpoints(recorder))
+        stack.enter_context(_bitsandbytes_met(recorder))
+        stack.enter_context(_MetaStaysMeta())
+        yield
+
+
+def _become(tensor: torch.Tensor, other: torch.Tensor) -> None:
+    """``tensor.data = other`` where one is real and one fake: the object stays, as optimizers and ties hold it."""
+    kind = FakeCudaTensor if type(other) is FakeCudaTensor else torch.nn.Parameter
+    with torch._C._DisableTorchDispatch():
+        alias = torch.Tensor._make_subclass(kind, other.detach(), tensor.requires_grad)
+    tensor.grad = None
+    torch._C._swap_tensor_impl(tensor, alias)  # type: ignore[attr-defined]
+    _SET_CLASS(tensor, kind)
+    tensor._is_param = True  # what isinstance(x, nn.Parameter) looks at
+
+
+_SET_CLASS = object.__dict__["__class__"].__set__
+
+
+@contextmanager
+def _bitsandbytes_met(recorder: Recorder) -> Iterator[None]:
+    """Where the script imports bitsandbytes in the body, it works as on the GPU; its library for CUDA is not loaded."""
+    class Finder(MetaPathFinder):
+        def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+            if name != "bitsandbytes":
+                return None
+            spec = PathFinder.find_spec(name, path)
+            if spec is not None and spec.loader is not None:
+                own = spec.loader.exec_module
+
+                def execute(module: ModuleType) -> None:
+                    with patch.object(torch.cuda, "is_available", lambda: False):
+                        own(module)
+                    stack.enter_context(bitsandbytes_runtime(recorder))
+
+                spec.loader.exec_module = execute  # type: ignore[method-assign]
+            return spec
+
+    finder = Finder()
+    with ExitStack() as stack:
+        sys.meta_path.insert(0, finder)
+        stack.callback(sys.meta_path.remove, finder)
+        yield
+
+
+class _MetaStaysMeta(TorchFunctionMode):
+    """What the script makes on meta itself, as by ``torch.device("meta")``, is no tensor on the GPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        device = kwargs.get("device")
+        if device is not None and torch.device(device) == META:
+            with torch._C._DisableTorchDispatch():
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)

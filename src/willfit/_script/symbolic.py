@@ -1,0 +1,85 @@
+"""A training script run on fake tensors, in a confined process of its own: what this process does, and what that does."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import pickle
+import sys
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import willfit
+from willfit._children import Failed, failed_with, paths_imported_from, result_of, start, watch
+from willfit._devices import Device
+from willfit._errors import TraceError
+from willfit._parallel import end_with_the_parent
+from willfit._trace.trace import Trace
+
+_REQUEST, _TRACE = "request", "trace"
+_MODULE = "willfit._script.symbolic"
+_SETTINGS = {
+    "WILLFIT": "off",  # guards in the script stand aside
+    "PYTHONWARNINGS": "ignore",
+    "CUDA_VISIBLE_DEVICES": "",  # a GPU that is here has no part in it
+}
+
+
+@dataclass(frozen=True)
+class _Request:
+    command: tuple[str, ...]
+    device: Device
+    steps: int
+    path: tuple[str, ...]
+
+
+def trace_of_script(command: tuple[str, ...], device: Device, steps: int) -> Trace:
+    """What a script, with its arguments, does on a GPU until each of its optimizers has made so many steps.
+
+    Raises:
+        JobError: it raised, or no optimizer stepped.
+        TraceError: an operator cannot run on fake tensors, or the process crashed.
+    """
+    with tempfile.TemporaryDirectory(prefix="willfit-") as folder:
+        where = Path(folder)
+        (where / _REQUEST).write_bytes(pickle.dumps(_Request(command, device, steps, tuple(paths_imported_from()))))
+        packages = {"willfit": str(Path(willfit.__file__).parent)}
+        ended = watch(start(sys.executable, _MODULE, folder, packages, {**os.environ, **_SETTINGS}))
+        if ended:
+            raise TraceError(f"the process that ran the script on fake tensors {ended}")
+        trace: Trace = result_of(where / _TRACE)
+        return trace
+
+
+def main(folder: str) -> None:
+    """In the process: run the script that the folder's request names, and write down its trace."""
+    warnings.simplefilter("ignore")
+    faulthandler.enable()
+    end_with_the_parent()
+    where = Path(folder)
+    request: _Request = pickle.loads((where / _REQUEST).read_bytes())
+    sys.path.extend(path for path in request.path if path not in sys.path)
+
+    def done(result: Trace | Failed) -> NoReturn:
+        (where / _TRACE).write_bytes(pickle.dumps(result))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+    try:
+        import willfit._trace.cuda  # noqa: F401 - its import registers the rules
+        from willfit._script.on_fakes import ScriptRecorder, on_fake_gpu
+        from willfit._script.running import OUTERMOST, run_script
+        from willfit._script.watched import Watched
+
+        device = request.device
+        recorder = ScriptRecorder(device.compute_capability, device.multiprocessors)
+        recorder.made_with_gpu = True
+        recorder.follow_sources_up_to(OUTERMOST)
+        watched = Watched(recorder, request.steps, done)
+        done(run_script(request.command, where, recorder, watched, on_fake_gpu(recorder, device)))
+    except Exception as error:
+        done(failed_with(error))
