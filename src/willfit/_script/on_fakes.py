@@ -24,43 +24,12 @@ from willfit._script.memory import memory_answers
 from willfit._script.watched import ScriptFollower
 from willfit._trace.bitsandbytes import bitsandbytes_runtime
 from willfit._trace.fake import META, FakeCudaTensor
-from willfit._trace.overrides import overload
 from willfit._trace.recorder import Recorder, without_pinning
 from willfit._trace.runtime import cuda_runtime
-
-# They take indices from the CPU beside a tensor on the GPU (expandTensors in aten/src/ATen/native/IndexingUtils.h).
-_INDEXING = frozenset(
-    op
-    for name in (
-        *("index.Tensor", "_unsafe_index.Tensor", "index_put", "index_put_", "_index_put_impl_"),
-        "_unsafe_index_put",
-    )
-    if (op := overload(name)) is not None
-)
 
 
 class ScriptRecorder(ScriptFollower, Recorder):
     """Follows a script: all tensors of the process are its own."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _INDEXING and type(args[0]) is FakeCudaTensor:
-            args = args[0], self._indices_on_gpu(args[1]), *args[2:]
-        return super().__torch_dispatch__(func, types, args, kwargs)
-
-    def _indices_on_gpu(self, indices: Any) -> list[torch.Tensor | None]:
-        found: list[torch.Tensor | None] = []
-        for index in indices:
-            if index is None or type(index) is FakeCudaTensor:
-                found.append(index)
-            elif index.dtype in (torch.bool, torch.uint8):
-                found += self._copied(index.nonzero()).unbind(1)
-            else:
-                found.append(self._copied(index))
-        return found
-
-    def _copied(self, tensor: torch.Tensor) -> torch.Tensor:
-        with self:
-            return tensor.to("cuda")
 
     def run_on_cpu(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """For real, whatever it changes."""
