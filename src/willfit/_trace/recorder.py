@@ -63,7 +63,7 @@ class Recorder(TorchDispatchMode, Follower):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not types or types == _PLAIN:
+        if FakeCudaTensor not in types:
             device = kwargs.get("device")
             if device is None or device.type == "cpu":
                 if func is torch.ops.aten._to_copy.default and args[0].device.type != "cpu":
@@ -362,8 +362,10 @@ class Recorder(TorchDispatchMode, Follower):
 
 @cache
 def _is_composed(func: Any) -> bool:
-    """Whether all that an operator does is to call others."""
-    return isinstance(func, torch._ops.OpOverload) and func.has_kernel_for_dispatch_key(_COMPOSED)
+    """Whether all that an operator does is to call others: not one that has kernels, and does so where it has none."""
+    keys: Any = torch._C.DispatchKey
+    has_kernel = getattr(func, "has_kernel_for_dispatch_key", None)  # a higher-order operator has no such question
+    return has_kernel is not None and has_kernel(keys.CompositeImplicitAutograd) and not has_kernel(keys.CPU)
 
 
 def without_pinning(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -375,7 +377,5 @@ def _dense(value: Any) -> Iterator[torch.Tensor]:
     return (t for t in tree_leaves(value) if isinstance(t, torch.Tensor) and t.layout == torch.strided)
 
 
-_COMPOSED = torch._C.DispatchKey.CompositeImplicitAutograd  # type: ignore[attr-defined]
-_PLAIN = (torch.Tensor,)  # what some versions of PyTorch say of CPU tensors, where others say nothing
 _FRESH = torch.ops.aten.lift_fresh.default  # its argument has just been made, as by torch.tensor(0.0)
 _COPIES_FROM_HOST = frozenset((torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default))
