@@ -16,6 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch.backends.cudnn import rnn
 from torch.overrides import TorchFunctionMode
 
 from willfit._devices import Device
@@ -23,9 +24,13 @@ from willfit._script.files import checkpoints
 from willfit._script.memory import memory_answers
 from willfit._script.watched import ScriptFollower
 from willfit._trace.bitsandbytes import bitsandbytes_runtime
+from willfit._trace.cuda.recurrent import MODES
 from willfit._trace.fake import META, FakeCudaTensor
 from willfit._trace.recorder import Recorder, without_pinning
 from willfit._trace.runtime import cuda_runtime
+
+
+_CUDNN = torch.backends.cudnn.m  # type: ignore[attr-defined]  # the module itself, behind one with properties
 
 
 class ScriptRecorder(ScriptFollower, Recorder):
@@ -72,8 +77,10 @@ def on_fake_gpu(recorder: ScriptRecorder, device: Device) -> Iterator[None]:
             (torch, "save", own_save),
             (torch.Tensor, "data", property(own_data.__get__, set_data)),  # type: ignore[attr-defined]
             (torch, "_has_compatible_shallow_copy_type", are_compatible),
-            (torch.backends.cudnn, "is_available", lambda: True),
-            (torch.backends.cudnn, "_init", lambda: True),
+            (_CUDNN, "is_available", lambda: True),
+            (_CUDNN, "_init", lambda: True),
+            (rnn, "get_cudnn_mode", lambda mode: MODES[mode.lower()]),
+            (torch, "_use_cudnn_rnn_flatten_weight", lambda: True),
         ):
             stack.enter_context(patch.object(owner, name, answer))
         stack.enter_context(checkpoints(recorder))
