@@ -131,7 +131,7 @@ def raised_by_the_step(error: Exception, recorder: Follower) -> JobError:
     """What to raise in place of an exception that came out of the user's step."""
     refused = cannot_be_followed(error, recorder, "the training step")
     where = _where(recorder, error, _is_in_operator(error))
-    return refused or JobError(f"the training step raised {type(error).__name__}{where}: {_shortened(error)}")
+    return refused or JobError(f"the training step raised {type(error).__name__}{where}: {shortened(error)}")
 
 
 def cannot_be_followed(error: Exception, recorder: Follower, what: str) -> TraceError | None:
@@ -168,11 +168,11 @@ def _why_not_followed(recorder: Follower, error: BaseException) -> str:
             "and Adagrad use them"
         )
     if operator.partition(".")[0] in ("aten", "prims"):
-        return f"PyTorch does not say what it returns without running it ({_shortened(error)})"
+        return f"PyTorch does not say what it returns without running it ({shortened(error)})"
     return "it has no fake implementation; give it one with torch.library.register_fake"
 
 
-def _shortened(error: BaseException) -> str:
+def shortened(error: BaseException) -> str:
     """An exception's message without tables of the dispatcher and advice for developers of PyTorch."""
     text = str(error)
     for end in _ENDS_OF_MESSAGES:

@@ -22,10 +22,11 @@ from torch.overrides import TorchFunctionMode
 from willfit._devices import Device
 from willfit._script.files import checkpoints
 from willfit._script.memory import memory_answers
+from willfit._script.refusals import threads_watched
 from willfit._script.watched import ScriptFollower
 from willfit._trace.bitsandbytes import bitsandbytes_runtime
 from willfit._trace.cuda.recurrent import MODES
-from willfit._trace.fake import META, FakeCudaTensor
+from willfit._trace.fake import FakeCudaTensor
 from willfit._trace.recorder import Recorder, without_pinning
 from willfit._trace.runtime import cuda_runtime
 
@@ -44,7 +45,9 @@ class ScriptRecorder(ScriptFollower, Recorder):
         """Nothing: all are."""
 
     def adopt(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Refused, as on a GPU."""
+        """Refused, as on a GPU; one without memory is of no device."""
+        if tensor.is_meta:
+            return tensor
         raise RuntimeError(
             "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
             f"(in {self.last_operator})"
@@ -85,7 +88,9 @@ def on_fake_gpu(recorder: ScriptRecorder, device: Device) -> Iterator[None]:
             stack.enter_context(patch.object(owner, name, answer))
         stack.enter_context(checkpoints(recorder))
         stack.enter_context(_bitsandbytes_met(recorder))
-        stack.enter_context(_MetaStaysMeta())
+        stack.enter_context(threads_watched(recorder))
+        stack.enter_context(patch.object(torch._C, "_scatter", _scatter, create=True))  # not in builds for the CPU
+        stack.enter_context(_Devices())
         yield
 
 
@@ -129,13 +134,22 @@ def _bitsandbytes_met(recorder: Recorder) -> Iterator[None]:
         yield
 
 
-class _MetaStaysMeta(TorchFunctionMode):
-    """What the script makes on meta itself, as by ``torch.device("meta")``, is no tensor on the GPU."""
+def _scatter(tensor: torch.Tensor, devices: Any, chunk_sizes: Any, dim: int, streams: Any) -> tuple[torch.Tensor]:
+    """What DataParallel does on one GPU (scatter in torch/csrc/cuda/comm.cpp)."""
+    with torch.cuda.stream(streams[0] if streams else None):
+        return (tensor.to("cuda", non_blocking=True),)
+
+
+class _Devices(TorchFunctionMode):
+    """Devices that the script names: meta, where a tensor is on no GPU, and GPUs beyond the one that there is."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         device = kwargs.get("device")
-        if device is not None and torch.device(device) == META:
+        for named in (*args[1:2], device):
+            if isinstance(named, (str, torch.device)) and str(named).startswith("cuda:") and str(named) != "cuda:0":
+                raise RuntimeError(f"CUDA error: invalid device ordinal: {named}, where there is one GPU")
+        if device is not None and str(device) == "meta":
             with torch._C._DisableTorchDispatch():
                 return func(*args, **kwargs)
         return func(*args, **kwargs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import CodeType
@@ -13,26 +13,34 @@ from unittest.mock import patch
 
 import torch
 
+from willfit._copying import COMPILED_IS_EAGER
 from willfit._errors import JobError, WillfitError
 from willfit._script.confined import confine
 from willfit._script.watched import Watched
 from willfit._trace.following import Follower
 from willfit._trace.trace import Trace
-from willfit._wrong_jobs import cannot_be_followed
+
+Refused = Callable[[Exception, Follower, str], WillfitError | None]
 
 
 def run_script(
-    command: tuple[str, ...], folder: Path, follower: Follower, watched: Watched, engine: AbstractContextManager[Any]
+    command: tuple[str, ...],
+    folder: Path,
+    follower: Follower,
+    watched: Watched,
+    engine: AbstractContextManager[Any],
+    refused: Refused = lambda error, follower, script: None,
 ) -> Trace:
     """Run a script, with its arguments, while an engine follows it. Returns only where it ends by itself.
 
-    Raises `JobError` for what the script raised, and where no optimizer stepped; `TraceError` for an operator that
-    the engine cannot follow.
+    ``refused`` tells what the engine cannot do from what the script raised itself.
+
+    Raises `JobError` for what the script raised, and where no optimizer stepped; what ``refused`` returns.
     """
     script, *arguments = command
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(Path(script).resolve().parent))
-    with engine, _no_workers(), watched.by_hooks():
+    with engine, _no_workers(), _one_process(script), _compiling_noted(follower), watched.by_hooks():
         for note in confine(folder):
             follower.assume(note)
         try:
@@ -45,7 +53,7 @@ def run_script(
         except WillfitError:
             raise
         except Exception as error:
-            raise cannot_be_followed(error, follower, script) or JobError(
+            raise refused(error, follower, script) or JobError(
                 f"{script} raised {type(error).__name__} before its optimizer had stepped twice: {error}"
             ) from error
         return watched.finish()
@@ -70,4 +78,34 @@ def _no_workers() -> Iterator[None]:
         return own(self)
 
     with patch.object(loader, "__iter__", iterate):
+        yield
+
+
+@contextmanager
+def _one_process(script: str) -> Iterator[None]:
+    """A group of processes is not begun: this one would wait for the others."""
+
+    def begin(*_: Any, **__: Any) -> None:
+        raise JobError(
+            f"{script} begins a process group of torch.distributed, and willfit follows one process: run it as for "
+            "one GPU, without a launcher's variables, or guard its loop with willfit.guard"
+        )
+
+    if not torch.distributed.is_available():
+        yield
+        return
+    with patch.object(torch.distributed, "init_process_group", begin):
+        yield
+
+
+@contextmanager
+def _compiling_noted(follower: Follower) -> Iterator[None]:
+    """Either engine runs what is compiled as if it were not."""
+    own = torch.compile
+
+    def compile(*args: Any, **kwargs: Any) -> Any:
+        follower.assume(COMPILED_IS_EAGER)
+        return own(*args, **kwargs)
+
+    with patch.object(torch, "compile", compile):
         yield

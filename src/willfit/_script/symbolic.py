@@ -15,7 +15,7 @@ from typing import NoReturn
 import willfit
 from willfit._children import Failed, failed_with, paths_imported_from, result_of, start, watch
 from willfit._devices import Device
-from willfit._errors import TraceError
+from willfit._errors import TraceError, UnavailableError
 from willfit._parallel import end_with_the_parent
 from willfit._trace.trace import Trace
 
@@ -26,6 +26,11 @@ _SETTINGS = {
     "PYTHONWARNINGS": "ignore",
     "CUDA_VISIBLE_DEVICES": "",  # a GPU that is here has no part in it
 }
+
+_NOT_SEEN = (
+    "the script ran on fake tensors: data on the host are real, those on the GPU have no values; kernels of its own "
+    "that allocate by themselves are not seen"
+)
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,14 @@ def trace_of_script(command: tuple[str, ...], device: Device, steps: int) -> Tra
 
     Raises:
         JobError: it raised, or no optimizer stepped.
+        UnavailableError: this is Windows.
         TraceError: an operator cannot run on fake tensors, or the process crashed.
     """
+    if sys.platform == "win32":
+        raise UnavailableError(
+            "a script is confined to a folder by means that Windows lacks: run it under WSL, or let a function of it "
+            "return (model, optimizer, batch) and give that to `willfit check`"
+        )
     with tempfile.TemporaryDirectory(prefix="willfit-") as folder:
         where = Path(folder)
         (where / _REQUEST).write_bytes(pickle.dumps(_Request(command, device, steps, tuple(paths_imported_from()))))
@@ -72,14 +83,17 @@ def main(folder: str) -> None:
     try:
         import willfit._trace.cuda  # noqa: F401 - its import registers the rules
         from willfit._script.on_fakes import ScriptRecorder, on_fake_gpu
+        from willfit._script.refusals import refused
         from willfit._script.running import OUTERMOST, run_script
         from willfit._script.watched import Watched
 
         device = request.device
         recorder = ScriptRecorder(device.compute_capability, device.multiprocessors)
         recorder.made_with_gpu = True
+        recorder.assume(_NOT_SEEN)
         recorder.follow_sources_up_to(OUTERMOST)
         watched = Watched(recorder, request.steps, done)
-        done(run_script(request.command, where, recorder, watched, on_fake_gpu(recorder, device)))
+        engine = on_fake_gpu(recorder, device)
+        done(run_script(request.command, where, recorder, watched, engine, refused))
     except Exception as error:
         done(failed_with(error))

@@ -120,7 +120,7 @@ def _cuda_answers(recorder: Recorder, device: Device) -> dict[str, Any]:
 
     major, minor = device.compute_capability
     properties = SimpleNamespace(
-        name=device.name,
+        name=device.driver_name or device.name,
         major=major,
         minor=minor,
         total_memory=device.total,
@@ -132,7 +132,7 @@ def _cuda_answers(recorder: Recorder, device: Device) -> dict[str, Any]:
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "is_initialized": lambda: True,
-        "get_device_name": lambda *_: device.name,
+        "get_device_name": lambda *_: device.driver_name or device.name,
         "get_device_capability": lambda *_: device.compute_capability,
         "get_device_properties": lambda *_: properties,
         "is_bf16_supported": lambda including_emulation=True: including_emulation or major >= 8,
