@@ -7,7 +7,7 @@ moved to the GPU.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -83,6 +83,7 @@ def on_fake_gpu(recorder: ScriptRecorder, device: Device) -> Iterator[None]:
             (_CUDNN, "is_available", lambda: True),
             (_CUDNN, "_init", lambda: True),
             (rnn, "get_cudnn_mode", lambda mode: MODES[mode.lower()]),
+            (torch._C._nn, "_parse_to", _parsed(torch._C._nn._parse_to)),
             (torch, "_use_cudnn_rnn_flatten_weight", lambda: True),
         ):
             stack.enter_context(patch.object(owner, name, answer))
@@ -140,16 +141,38 @@ def _scatter(tensor: torch.Tensor, devices: Any, chunk_sizes: Any, dim: int, str
         return (tensor.to("cuda", non_blocking=True),)
 
 
+_TAKE_A_DEVICE: dict[Any, int] = {torch.device: 0, torch.Tensor.to: 1, torch.Tensor.cuda: 1}
+"""Functions that are not told it by name alone, and which argument it is."""
+
+
 class _Devices(TorchFunctionMode):
-    """Devices that the script names: meta, where a tensor is on no GPU, and GPUs beyond the one that there is."""
+    """Devices that the script names: a number is a GPU, of which there is one; on meta a tensor is on none."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        device = kwargs.get("device")
-        for named in (*args[1:2], device):
-            if isinstance(named, (str, torch.device)) and str(named).startswith("cuda:") and str(named) != "cuda:0":
-                raise RuntimeError(f"CUDA error: invalid device ordinal: {named}, where there is one GPU")
-        if device is not None and str(device) == "meta":
-            with torch._C._DisableTorchDispatch():
-                return func(*args, **kwargs)
+        if (position := _TAKE_A_DEVICE.get(func)) is not None and len(args) > position:
+            args = (*args[:position], _named(args[position]), *args[position + 1 :])
+        if "device" in kwargs:
+            kwargs = {**kwargs, "device": _named(kwargs["device"])}
+            if str(kwargs["device"]) == "meta":
+                with torch._C._DisableTorchDispatch():
+                    return func(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _named(device: Any) -> Any:
+    """A device as the script gives it: a number is one of CUDA's. Raises as CUDA does where there is none of it."""
+    if type(device) is int:
+        device = f"cuda:{device}"
+    if isinstance(device, (str, torch.device)) and str(device).startswith("cuda:") and str(device) != "cuda:0":
+        raise RuntimeError(f"CUDA error: invalid device ordinal: {device}, where there is one GPU")
+    return device
+
+
+def _parsed(own: Callable[..., Any]) -> Callable[..., Any]:
+    """What ``nn.Module.to`` makes of its arguments."""
+
+    def parse(*args: Any, **kwargs: Any) -> Any:
+        return own(*map(_named, args), **{name: _named(value) for name, value in kwargs.items()})
+
+    return parse

@@ -40,7 +40,7 @@ def refused(error: Exception, follower: Follower, script: str) -> TraceError | N
     if what is None:
         return None
     return TraceError(
-        f"{script} cannot be followed on fake tensors{_where(error)}: {what} ({shortened(error)}). {_RUN_IT_EMULATED}"
+        f"{script} cannot be followed on fake tensors{_where(error)}: {what} ({shortened(error).partition(chr(10))[0]}). {_RUN_IT_EMULATED}"
     )
 
 

@@ -15,6 +15,7 @@ import torch
 
 from willfit._copying import COMPILED_IS_EAGER
 from willfit._errors import JobError, WillfitError
+from willfit._globals import is_the_users
 from willfit._script.confined import confine
 from willfit._script.watched import Watched
 from willfit._trace.following import Follower
@@ -100,12 +101,14 @@ def _one_process(script: str) -> Iterator[None]:
 
 @contextmanager
 def _compiling_noted(follower: Follower) -> Iterator[None]:
-    """Either engine runs what is compiled as if it were not."""
+    """Either engine runs what is compiled as if it were not: a module, or what the script itself compiles."""
     own = torch.compile
 
-    def compile(*args: Any, **kwargs: Any) -> Any:
-        follower.assume(COMPILED_IS_EAGER)
-        return own(*args, **kwargs)
+    def compile(model: Any = None, *args: Any, **kwargs: Any) -> Any:
+        of = getattr(model, "__self__", model)
+        if isinstance(of, torch.nn.Module) or is_the_users(sys._getframe(1).f_code.co_filename):
+            follower.assume(COMPILED_IS_EAGER)
+        return own(model, *args, **kwargs)
 
     with patch.object(torch, "compile", compile):
         yield

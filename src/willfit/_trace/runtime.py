@@ -172,6 +172,8 @@ def cuda_runtime(recorder: Recorder, device: Device) -> Iterator[None]:
         *((torch.cuda, name, answer) for name, answer in _cuda_answers(recorder, device).items()),
         *((torch.accelerator, name, answer) for name, answer in _accelerator_answers(recorder).items()),
         (torch, "Generator", _CpuGenerator),
+        (torch, "Stream", _Stream),
+        (torch, "Event", _Event),
         (torch, "save", _not_saved(recorder)),
         (torch.Tensor, "pin_memory", lambda tensor, *_, **__: tensor),
     ]
@@ -214,6 +216,7 @@ def _accelerator_answers(recorder: Recorder) -> dict[str, Any]:
         "empty_cache": recorder.empty_cache,
         "current_stream": lambda *_: torch.cuda.current_stream(),
         "memory_stats": lambda *_: defaultdict(int),
+        "device_index": _DeviceContext,
     }
     for name in ("current_device_index", "current_device_idx", "memory_allocated", "memory_reserved"):
         answers[name] = lambda *_: 0
