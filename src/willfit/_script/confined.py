@@ -52,8 +52,9 @@ def confine(folder: Path) -> tuple[str, ...]:
     sys.dont_write_bytecode = True
     _Overlay(folder / "files", folder).lead()
     _save_by_python()
-    for kind in (multiprocessing.context.SpawnProcess, multiprocessing.context.ForkServerProcess):
-        kind._Popen = staticmethod(_refuse_process)  # type: ignore[attr-defined]
+    kinds: tuple[Any, ...] = (multiprocessing.context.SpawnProcess, multiprocessing.context.ForkServerProcess)
+    for kind in kinds:
+        kind._Popen = staticmethod(_refuse_process)
     sys.addaudithook(_refuse)
     return restrict(folder)
 

@@ -1,5 +1,4 @@
-"""Checkpoints of a script on fake tensors: what is on the GPU is saved without its values, and loaded where it is asked
-for."""
+"""Checkpoints of a script on fake tensors: saved without values, loaded to where they are asked for."""
 
 from __future__ import annotations
 
@@ -41,9 +40,11 @@ class _Loading:
             self._to_gpu[storage._cdata] = None
         return storage
 
-    def rebuilt(self, own: Callable[..., torch.Tensor], storage: Any, offset: int, *layout: Any) -> torch.Tensor:
+    def rebuilt(
+        self, own: Callable[..., torch.Tensor], storage: Any, offset: int, size: Any, stride: Any
+    ) -> torch.Tensor:
         """A tensor over a storage, of which there is one on either side however many tensors share it."""
-        tensor = own(storage, offset, *layout)
+        tensor = own(storage, offset, size, stride)
         key = tensor.untyped_storage()._cdata
         if key not in self._to_gpu:
             return tensor
@@ -51,7 +52,7 @@ class _Loading:
         if there is None:
             whole = tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.itemsize,), (1,), 0)
             there = self._to_gpu[key] = whole.to("cuda")
-        return there.view(tensor.dtype).as_strided(*layout, offset)
+        return there.view(tensor.dtype).as_strided(size, stride, offset)
 
 
 _loading: list[_Loading] = []
@@ -61,7 +62,8 @@ _followers: list[Follower] = []
 @contextmanager
 def checkpoints(follower: Follower) -> Iterator[None]:
     """While the body runs, ``torch.save`` and ``torch.load`` know fake tensors."""
-    own_load, own_rebuild = torch.load, torch._utils._rebuild_tensor
+    own_load = torch.load
+    own_rebuild: Any = torch._utils._rebuild_tensor
 
     def load(file: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
         _loading.append(_Loading(map_location))
@@ -74,7 +76,8 @@ def checkpoints(follower: Follower) -> Iterator[None]:
         return _loading[-1].rebuilt(own_rebuild, *args) if _loading else own_rebuild(*args)
 
     _followers.append(follower)
-    torch.serialization.add_safe_globals([made_on_gpu])
+    allow: Any = torch.serialization.add_safe_globals
+    allow([made_on_gpu])
     with ExitStack() as stack:
         stack.callback(_followers.pop)
         stack.enter_context(patch.object(torch, "load", load))

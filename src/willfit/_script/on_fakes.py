@@ -6,8 +6,9 @@ moved to the GPU.
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -16,10 +17,9 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch.backends.cudnn import rnn
-from torch.overrides import TorchFunctionMode
 
 from willfit._devices import Device
+from willfit._script.devices import Devices, parsed
 from willfit._script.files import checkpoints
 from willfit._script.memory import memory_answers
 from willfit._script.refusals import threads_watched
@@ -30,7 +30,7 @@ from willfit._trace.fake import FakeCudaTensor
 from willfit._trace.recorder import Recorder, without_pinning
 from willfit._trace.runtime import cuda_runtime
 
-
+_CUDNN_RNN = importlib.import_module("torch.backends.cudnn.rnn")  # an attribute of that name may be something else
 _CUDNN = torch.backends.cudnn.m  # type: ignore[attr-defined]  # the module itself, behind one with properties
 
 
@@ -82,8 +82,8 @@ def on_fake_gpu(recorder: ScriptRecorder, device: Device) -> Iterator[None]:
             (torch, "_has_compatible_shallow_copy_type", are_compatible),
             (_CUDNN, "is_available", lambda: True),
             (_CUDNN, "_init", lambda: True),
-            (rnn, "get_cudnn_mode", lambda mode: MODES[mode.lower()]),
-            (torch._C._nn, "_parse_to", _parsed(torch._C._nn._parse_to)),
+            (_CUDNN_RNN, "get_cudnn_mode", lambda mode: MODES[mode.lower()]),
+            (torch._C._nn, "_parse_to", parsed(torch._C._nn._parse_to)),
             (torch, "_use_cudnn_rnn_flatten_weight", lambda: True),
         ):
             stack.enter_context(patch.object(owner, name, answer))
@@ -91,19 +91,30 @@ def on_fake_gpu(recorder: ScriptRecorder, device: Device) -> Iterator[None]:
         stack.enter_context(_bitsandbytes_met(recorder))
         stack.enter_context(threads_watched(recorder))
         stack.enter_context(patch.object(torch._C, "_scatter", _scatter, create=True))  # not in builds for the CPU
-        stack.enter_context(_Devices())
+        stack.enter_context(Devices())
         yield
 
 
 def _become(tensor: torch.Tensor, other: torch.Tensor) -> None:
     """``tensor.data = other`` where one is real and one fake: the object stays, as optimizers and ties hold it."""
-    kind = FakeCudaTensor if type(other) is FakeCudaTensor else torch.nn.Parameter
+    is_parameter, requires_grad = isinstance(tensor, torch.nn.Parameter), tensor.requires_grad
+    hooks, after = tensor._backward_hooks, getattr(tensor, "_post_accumulate_grad_hooks", None)
+    own = tensor.__class__ if type(tensor) is not FakeCudaTensor else tensor._willfit_class
+    plain = torch.nn.Parameter if is_parameter else torch.Tensor
     with torch._C._DisableTorchDispatch():
-        alias = torch.Tensor._make_subclass(kind, other.detach(), tensor.requires_grad)
+        alias = torch.Tensor._make_subclass(type(other), other.detach(), requires_grad)
     tensor.grad = None
-    torch._C._swap_tensor_impl(tensor, alias)  # type: ignore[attr-defined]
-    _SET_CLASS(tensor, kind)
-    tensor._is_param = True  # what isinstance(x, nn.Parameter) looks at
+    torch._C._swap_tensor_impl(tensor, alias)
+    if type(other) is FakeCudaTensor:
+        _SET_CLASS(tensor, FakeCudaTensor)
+        tensor._is_param = is_parameter  # what isinstance(x, nn.Parameter) looks at
+        tensor._willfit_class = None if own is plain else own  # type: ignore[attr-defined]
+    else:
+        _SET_CLASS(tensor, own or plain)
+    if hooks:
+        tensor._backward_hooks = hooks
+    if after:
+        tensor._post_accumulate_grad_hooks = after
 
 
 _SET_CLASS = object.__dict__["__class__"].__set__
@@ -112,6 +123,7 @@ _SET_CLASS = object.__dict__["__class__"].__set__
 @contextmanager
 def _bitsandbytes_met(recorder: Recorder) -> Iterator[None]:
     """Where the script imports bitsandbytes in the body, it works as on the GPU; its library for CUDA is not loaded."""
+
     class Finder(MetaPathFinder):
         def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
             if name != "bitsandbytes":
@@ -125,7 +137,7 @@ def _bitsandbytes_met(recorder: Recorder) -> Iterator[None]:
                         own(module)
                     stack.enter_context(bitsandbytes_runtime(recorder))
 
-                spec.loader.exec_module = execute  # type: ignore[method-assign]
+                vars(spec.loader)["exec_module"] = execute
             return spec
 
     finder = Finder()
@@ -139,40 +151,3 @@ def _scatter(tensor: torch.Tensor, devices: Any, chunk_sizes: Any, dim: int, str
     """What DataParallel does on one GPU (scatter in torch/csrc/cuda/comm.cpp)."""
     with torch.cuda.stream(streams[0] if streams else None):
         return (tensor.to("cuda", non_blocking=True),)
-
-
-_TAKE_A_DEVICE: dict[Any, int] = {torch.device: 0, torch.Tensor.to: 1, torch.Tensor.cuda: 1}
-"""Functions that are not told it by name alone, and which argument it is."""
-
-
-class _Devices(TorchFunctionMode):
-    """Devices that the script names: a number is a GPU, of which there is one; on meta a tensor is on none."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if (position := _TAKE_A_DEVICE.get(func)) is not None and len(args) > position:
-            args = (*args[:position], _named(args[position]), *args[position + 1 :])
-        if "device" in kwargs:
-            kwargs = {**kwargs, "device": _named(kwargs["device"])}
-            if str(kwargs["device"]) == "meta":
-                with torch._C._DisableTorchDispatch():
-                    return func(*args, **kwargs)
-        return func(*args, **kwargs)
-
-
-def _named(device: Any) -> Any:
-    """A device as the script gives it: a number is one of CUDA's. Raises as CUDA does where there is none of it."""
-    if type(device) is int:
-        device = f"cuda:{device}"
-    if isinstance(device, (str, torch.device)) and str(device).startswith("cuda:") and str(device) != "cuda:0":
-        raise RuntimeError(f"CUDA error: invalid device ordinal: {device}, where there is one GPU")
-    return device
-
-
-def _parsed(own: Callable[..., Any]) -> Callable[..., Any]:
-    """What ``nn.Module.to`` makes of its arguments."""
-
-    def parse(*args: Any, **kwargs: Any) -> Any:
-        return own(*map(_named, args), **{name: _named(value) for name, value in kwargs.items()})
-
-    return parse

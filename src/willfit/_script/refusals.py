@@ -39,8 +39,9 @@ def refused(error: Exception, follower: Follower, script: str) -> TraceError | N
     what = _not_there(error)
     if what is None:
         return None
+    said = shortened(error).partition("\n")[0]
     return TraceError(
-        f"{script} cannot be followed on fake tensors{_where(error)}: {what} ({shortened(error).partition(chr(10))[0]}). {_RUN_IT_EMULATED}"
+        f"{script} cannot be followed on fake tensors{_where(error)}: {what} ({said}). {_RUN_IT_EMULATED}"
     )
 
 

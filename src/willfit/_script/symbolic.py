@@ -1,4 +1,4 @@
-"""A training script run on fake tensors, in a confined process of its own: what this process does, and what that does."""
+"""A training script run on fake tensors, in a confined process of its own: how it is started, and what it does."""
 
 from __future__ import annotations
 

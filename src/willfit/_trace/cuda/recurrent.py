@@ -279,7 +279,7 @@ def _by_cudnn(
 
 @kernel("_cudnn_rnn_flatten_weight")
 def cudnn_rnn_flatten_weight(call: Call) -> Any:
-    """What nn.RNNBase does when it is moved: all weights become views of one buffer (copy_weights_to_flat_buf_views)."""
+    """copy_weights_to_flat_buf_views: all weights become views of one buffer, as when an nn.RNNBase is moved."""
     weights = call.args[0]
     buffer = operate(call, "zeros", [sum(weight.numel() for weight in weights)], dtype=weights[0].dtype, device=CUDA)
     offset = 0
