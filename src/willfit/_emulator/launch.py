@@ -26,6 +26,7 @@ _SETTINGS = {
     **CHOICES,
     "PYTORCH_SKIP_CUDNN_COMPATIBILITY_CHECK": "1",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking whether there is a GPU leaves CUDA uninitialised, for the forks
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # else torch.compile starts processes, though nothing is compiled
     "KINETO_LOG_LEVEL": "99",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "WILLFIT": "off",  # guards in the user's code stand aside

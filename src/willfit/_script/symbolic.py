@@ -24,6 +24,7 @@ _MODULE = "willfit._script.symbolic"
 _SETTINGS = {
     "WILLFIT": "off",  # guards in the script stand aside
     "PYTHONWARNINGS": "ignore",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # else torch.compile starts processes, though nothing is compiled
     "CUDA_VISIBLE_DEVICES": "",  # a GPU that is here has no part in it
 }
 
