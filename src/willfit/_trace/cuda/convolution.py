@@ -170,8 +170,8 @@ def bound_workspace(
     )
     if torch.backends.cudnn.benchmark:  # findAlgorithms in Conv_v7.cpp empties the cache
         recorder.assume(
-            "cudnn.benchmark: what is tried for each new convolution, and the cached memory that PyTorch then gives back, "
-            "is not followed"
+            "cudnn.benchmark: what is tried for each new convolution, and the cached memory that PyTorch then gives "
+            "back, are not followed"
         )
     places = out if not transposed else x
     channels = x.size(1) if not transposed else out.size(1)
