@@ -29,7 +29,11 @@ def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Script
 
 
 def run(code: str) -> None:
-    exec(compile(code, "train.py", "exec"), {"torch": torch, "nn": torch.nn})
+    names = {"torch": torch, "nn": torch.nn}
+    try:
+        exec(compile(code, "train.py", "exec"), names)
+    finally:
+        names.clear()  # a hook and the names that it sees hold each other
 
 
 WORKS = {
