@@ -16,7 +16,7 @@ from machine import interpreter, run_on_emulated_gpu
 SCRIPTS = Path(__file__).parent / "scripts"
 RECORDED = Path(__file__).parent / "data" / "scripts_emulator.json"
 # Those whose way depends on no value that is read from the GPU, which all are 0 there.
-COMMANDS = ("nanogpt.py input.txt --n_layer=2", "gan.py --ngf=16 --ndf=16")
+COMMANDS = ("nanogpt.py input.txt --n_layer=2", "gan.py --ngf=16 --ndf=16", "sentiment.py")
 
 COUNT = """
 import os, runpy, sys

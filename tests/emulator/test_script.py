@@ -161,6 +161,7 @@ def test_it_says_what_is_missing_where_there_is_no_cuda_build(here: Path) -> Non
         ("classify.py", "--amp", "--batch-size=8"),
         ("finetune_trainer.py", "results"),
         ("reinforce.py",),
+        ("sentiment.py",),
     ],
 )
 def test_both_engines_agree_to_the_byte(here: Path, arguments: tuple[str, ...]) -> None:
