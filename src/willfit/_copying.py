@@ -28,6 +28,7 @@ _ATOMIC = (
 # Data rather than part of the step, and shared: containers with more entries than this, arrays with more bytes, ...
 _MOST_ENTRIES = 100_000
 MOST_BYTES = 2**20
+COMPILED_IS_EAGER = "what torch.compile compiles is predicted as it runs without being compiled"
 # ... datasets of torch, and objects of these packages.
 _DATA_PACKAGES = ("datasets", "pandas", "polars", "pyarrow", "scipy")
 # What these log goes to files and servers.
@@ -213,7 +214,7 @@ class Copier:
             self._note_compiled()
 
     def _note_compiled(self) -> None:
-        self.notes["what torch.compile compiles is predicted as it runs without being compiled"] = None
+        self.notes[COMPILED_IS_EAGER] = None
 
     # -- functions --------------------------------------------------------------------------------------------
 

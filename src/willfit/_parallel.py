@@ -64,8 +64,9 @@ def _begin() -> None:
 
 
 def end_with_the_parent() -> None:
-    """Let the system kill this process when the one that made it ends, however that ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Let the system kill this process when the one that made it ends, however that ends; on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _run(number: int) -> Any:

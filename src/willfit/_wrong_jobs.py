@@ -129,11 +129,21 @@ def check_loss(value: Any, what: str) -> None:
 
 def raised_by_the_step(error: Exception, recorder: Follower) -> JobError:
     """What to raise in place of an exception that came out of the user's step."""
-    in_operator = any(frame.f_code is _DISPATCH for frame, _ in traceback.walk_tb(error.__traceback__))
-    where = _where(recorder, error, in_operator)
-    if in_operator and isinstance(error, NotImplementedError):
-        return TraceError(_cannot_be_followed(recorder, where, error))
-    return JobError(f"the training step raised {type(error).__name__}{where}: {_shortened(error)}")
+    refused = cannot_be_followed(error, recorder, "the training step")
+    where = _where(recorder, error, _is_in_operator(error))
+    return refused or JobError(f"the training step raised {type(error).__name__}{where}: {shortened(error)}")
+
+
+def cannot_be_followed(error: Exception, recorder: Follower, what: str) -> TraceError | None:
+    """What to raise where an operator cannot run on fake tensors; None for an exception of another kind."""
+    if not (_is_in_operator(error) and isinstance(error, NotImplementedError)):
+        return None
+    why = _why_not_followed(recorder, error)
+    return TraceError(f"{what} cannot be followed{_where(recorder, error, in_operator=True)}: {why}")
+
+
+def _is_in_operator(error: BaseException) -> bool:
+    return any(frame.f_code is _DISPATCH for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _where(recorder: Follower, error: BaseException, in_operator: bool) -> str:
@@ -150,21 +160,19 @@ def _where(recorder: Follower, error: BaseException, in_operator: bool) -> str:
     return f"{f' in module {module!r}' if module else ''} ({place})"
 
 
-def _cannot_be_followed(recorder: Follower, where: str, error: BaseException) -> str:
+def _why_not_followed(recorder: Follower, error: BaseException) -> str:
     operator = str(recorder.last_operator)
     if "Sparse" in str(error):
-        what = (
+        return (
             "it works on a sparse tensor, of which only the gradients of embeddings are followed, as SGD, SparseAdam "
             "and Adagrad use them"
         )
-    elif operator.partition(".")[0] in ("aten", "prims"):
-        what = f"PyTorch does not say what it returns without running it ({_shortened(error)})"
-    else:
-        what = "it has no fake implementation; give it one with torch.library.register_fake"
-    return f"the training step cannot be followed{where}: {what}"
+    if operator.partition(".")[0] in ("aten", "prims"):
+        return f"PyTorch does not say what it returns without running it ({shortened(error)})"
+    return "it has no fake implementation; give it one with torch.library.register_fake"
 
 
-def _shortened(error: BaseException) -> str:
+def shortened(error: BaseException) -> str:
     """An exception's message without tables of the dispatcher and advice for developers of PyTorch."""
     text = str(error)
     for end in _ENDS_OF_MESSAGES:

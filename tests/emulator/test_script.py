@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,51 +12,14 @@ from typing import Any
 
 import pytest
 
-from machine import SOURCE, interpreter, missing, run_on_emulated_gpu
-
-SCRIPTS = Path(__file__).parent.parent / "scripts"
-
-COUNT = """
-import os, runpy, sys
-from collections import Counter
-import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
-
-steps, made, make = Counter(), [], torch.optim.Optimizer.__init__
-iterate = torch.utils.data.DataLoader.__iter__
-
-
-def init(self, *args, **kwargs):
-    make(self, *args, **kwargs)
-    made.append(self)
-
-
-def stepped(optimizer, *_):
-    steps[id(optimizer)] += 1
-    if all(steps[id(each)] >= 2 for each in made):
-        print("peaks", torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved(), flush=True)
-        os._exit(0)
-
-
-def without_workers(self):
-    self.num_workers = 0
-    return iterate(self)
-
-
-torch.optim.Optimizer.__init__ = init
-torch.utils.data.DataLoader.__iter__ = without_workers
-register_optimizer_step_post_hook(stepped)
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+from alone import lay_out, measured
+from machine import SOURCE, interpreter, missing, same_version
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for script in SCRIPTS.glob("*.py"):
-        shutil.copy(script, tmp_path)
-    (tmp_path / "input.txt").write_text((SCRIPTS / "nanogpt.py").read_text() * 2)
+    lay_out(tmp_path)
     return tmp_path
 
 
@@ -75,11 +37,11 @@ def predicted(*arguments: str) -> dict[str, Any]:
     return footprint
 
 
-def measured(where: Path, *arguments: str) -> tuple[int, int]:
-    (where / "count.py").write_text(COUNT)
-    said = run_on_emulated_gpu("count.py", *arguments)
-    allocated, reserved = next(line for line in said.splitlines() if line.startswith("peaks")).split()[1:]
-    return int(allocated), int(reserved)
+def skip_without_its_packages(script: str) -> None:
+    if script == "finetune_trainer.py" and not missing():
+        packages = dict(interpreter().packages)
+        if "transformers" not in packages or "accelerate" not in packages:
+            pytest.skip(f"{interpreter().python} lacks transformers or accelerate")
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -112,10 +74,7 @@ def test_two_models_with_an_optimizer_each(here: Path) -> None:
 def test_a_script_that_reads_values_takes_what_it_takes_alone_but_for_a_hundredth(
     here: Path, arguments: tuple[str, ...]
 ) -> None:
-    if arguments[0] == "finetune_trainer.py" and not missing():
-        packages = dict(interpreter().packages)
-        if "transformers" not in packages or "accelerate" not in packages:
-            pytest.skip(f"{interpreter().python} lacks transformers or accelerate")
+    skip_without_its_packages(arguments[0])
     before = files(here)
     footprint = predicted(*arguments)
     assert files(here) == before
@@ -189,11 +148,31 @@ def test_a_script_that_cannot_be_followed_is_refused_with_a_reason(here: Path, t
 
 
 def test_it_says_what_is_missing_where_there_is_no_cuda_build(here: Path) -> None:
-    ran = willfit_run("--on", "T4", "gan.py", WILLFIT_CUDA_PYTHON=str(here / "no-python"))
+    ran = willfit_run("--engine", "emulated", "--on", "T4", "gan.py", WILLFIT_CUDA_PYTHON=str(here / "no-python"))
     assert ran.returncode == 3
-    assert "a script is run by PyTorch's own CUDA code" in ran.stderr
     assert "cannot be asked for its PyTorch" in ran.stderr
-    assert "`willfit check`, which runs anywhere" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nanogpt.py", "input.txt", "--n_layer=2"),
+        ("gan.py", "--ngf=16", "--ndf=16"),
+        ("classify.py", "--amp", "--batch-size=8"),
+        ("finetune_trainer.py", "results"),
+        ("reinforce.py",),
+        ("sentiment.py",),
+    ],
+)
+def test_both_engines_agree_to_the_byte(here: Path, arguments: tuple[str, ...]) -> None:
+    skip_without_its_packages(arguments[0])
+    emulated = predicted("--engine", "emulated", *arguments)
+    if not same_version():
+        pytest.skip(f"{interpreter().python} has another version of PyTorch")
+    symbolic = predicted("--engine", "symbolic", *arguments)
+    assert (emulated["engine"], symbolic["engine"]) == ("emulated", "symbolic")
+    for name in ("peak_allocated", "peak_reserved", "phases", "job"):
+        assert symbolic[name] == emulated[name]
 
 
 def test_a_script_that_is_not_there(here: Path) -> None:

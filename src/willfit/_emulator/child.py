@@ -10,14 +10,14 @@ import pickle
 import signal
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from willfit._emulator.messages import FREE, JOB, LIMITED, REQUEST, Failed, Ran, Request
+from willfit._children import Failed, failed_with
+from willfit._emulator.messages import FREE, JOB, LIMITED, REQUEST, Ran, Request
 from willfit._parallel import end_with_the_parent
 
 
@@ -64,25 +64,20 @@ def _in_a_fork(where: Path, name: str, request: Request, limit: int | None, seco
 def _result(
     where: Path, request: Request, limit: int | None, seconds: dict[str, float], done: Callable[[Ran], NoReturn]
 ) -> Ran | Failed:
-    from willfit._errors import WillfitError
-    from willfit._target import user_frames
-
     if limit is not None:
         os.environ["WILLFIT_GPU_LIMIT"] = str(limit)
     start = time.perf_counter()
     try:
         if request.script:
-            from willfit._emulator.script import run_script
+            from willfit._emulator.script import run_emulated_script
 
-            return run_script(where, request, seconds, done)
+            return run_emulated_script(where, request, seconds, done)
         with _job(where, request) as job:
             return _run(request, job, limit, {**seconds, "receive the job": time.perf_counter() - start})
-    except WillfitError as error:
-        return Failed(type(error).__name__, str(error), user_frames(error.__cause__) if error.__cause__ else "")
     except SystemExit as error:
         return Failed("JobError", f"the training step called sys.exit({error.code!r}): it could not be predicted", "")
-    except Exception:
-        return Failed("", traceback.format_exc(), "")
+    except Exception as error:
+        return failed_with(error)
 
 
 @contextmanager

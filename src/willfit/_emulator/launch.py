@@ -5,22 +5,18 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import willfit
-from willfit import _errors
+from willfit._children import paths_imported_from, result_of, start, watch
 from willfit._devices import Device
 from willfit._emulator.build import LIBRARY, runtime_for
 from willfit._emulator.interpreter import Interpreter, cuda_interpreter
-from willfit._emulator.messages import FREE, JOB, LIMITED, REQUEST, Failed, Ran, Request
+from willfit._emulator.messages import FREE, JOB, LIMITED, REQUEST, Ran, Request
 from willfit._errors import EmulatorError, UnavailableError
 
 # What the process is told, so that PyTorch does what the runtime can stand in for: cuDNN's older interface, and flash
@@ -30,6 +26,7 @@ _SETTINGS = {
     **CHOICES,
     "PYTORCH_SKIP_CUDNN_COMPATIBILITY_CHECK": "1",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking whether there is a GPU leaves CUDA uninitialised, for the forks
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # else torch.compile starts processes, though nothing is compiled
     "KINETO_LOG_LEVEL": "99",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "WILLFIT": "off",  # guards in the user's code stand aside
@@ -37,7 +34,6 @@ _SETTINGS = {
 }
 # Light packages that willfit needs there and that a Python with a CUDA build may not have.
 _PACKAGES = ("packaging", "pluggy", "cloudpickle")
-_LAST_LINES = 12
 
 
 @dataclass(frozen=True)
@@ -79,43 +75,36 @@ def run_emulated(
         JobError: as `willfit.predict` raises it.
     """
     seconds: dict[str, float] = {}
-    start = time.perf_counter()
+    begin = time.perf_counter()
     check_device(device)
     interpreter = cuda_interpreter()
     notes = _differences(interpreter, travels=job is not None)
     runtime = runtime_for(interpreter)
-    seconds["find or build the runtime"] = time.perf_counter() - start
+    seconds["find or build the runtime"] = time.perf_counter() - begin
     with tempfile.TemporaryDirectory(prefix="willfit-") as folder:
         where = Path(folder)
         request = Request(target, device, steps, capacity, tuple(_own_path(interpreter)), script)
         (where / REQUEST).write_bytes(pickle.dumps(request))
         if job is not None:
             (where / JOB).write_bytes(job)
-        _watch(_start(interpreter, runtime, device, folder))
-        free = _ran(where / FREE, notes)
-        limited = _ran(where / LIMITED, notes) if (where / LIMITED).exists() else None
-    seconds["process, in all"] = time.perf_counter() - start
+        module = "willfit._emulator.child"
+        ended = watch(start(interpreter.python, module, folder, _packages(), environment(runtime, device)))
+        if ended:
+            raise EmulatorError(f"the process that ran the job on an emulated GPU {ended}")
+        free: Ran = result_of(where / FREE, notes)
+        limited: Ran | None = result_of(where / LIMITED, notes) if (where / LIMITED).exists() else None
+    seconds["process, in all"] = time.perf_counter() - begin
     return Emulated(interpreter, free, limited, notes, {**seconds, **free.seconds})
 
 
-def _start(interpreter: Interpreter, runtime: Path, device: Device, folder: str) -> subprocess.Popen[str]:
+def _packages() -> dict[str, str]:
     packages = {"willfit": str(Path(willfit.__file__).parent)}
     for name in _PACKAGES:
         spec = importlib.util.find_spec(name)
         assert spec is not None
         assert spec.submodule_search_locations is not None
         packages[name] = spec.submodule_search_locations[0]
-    command = [interpreter.python, str(Path(__file__).with_name("bootstrap.py")), folder]
-    command += [f"{name}={directory}" for name, directory in packages.items()]
-    return subprocess.Popen(
-        command,
-        env=environment(runtime, device),
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,  # Ctrl-C reaches this process alone, which then ends that one
-    )
+    return packages
 
 
 def environment(runtime: Path, device: Device) -> dict[str, str]:
@@ -134,60 +123,9 @@ def environment(runtime: Path, device: Device) -> dict[str, str]:
     }
 
 
-def _watch(process: subprocess.Popen[str]) -> None:
-    """Pass on what the process says until it ends; it never outlives this call."""
-    last: deque[str] = deque(maxlen=_LAST_LINES)
-    try:
-        assert process.stderr is not None
-        for said in process.stderr:
-            sys.stderr.write(said)
-            last.append(said)
-        status = process.wait()
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        raise
-    finally:
-        if process.stderr is not None:
-            process.stderr.close()
-    if status:
-        raise EmulatorError(_ended(status, "".join(last)))
-
-
-def _ended(status: int, said: str) -> str:
-    if status == -signal.SIGKILL:
-        why = "was killed (SIGKILL): by someone, or by the system for want of memory"
-    elif status < 0:
-        why = f"crashed ({signal.Signals(-status).name})"
-    else:
-        why = f"ended with status {status}"
-    last = f"; the last that it said:\n{said.rstrip()}" if said.strip() else ""
-    return f"the process that ran the job on an emulated GPU {why}{last}"
-
-
-def _ran(file: Path, notes: tuple[str, ...]) -> Ran:
-    result: Ran | Failed = pickle.loads(file.read_bytes())
-    if isinstance(result, Ran):
-        return result
-    if not result.kind:
-        raise AssertionError(f"a mistake in willfit's emulator, please report it:\n{result.message}")
-    differences = f" ({'; '.join(notes)})" if notes else ""
-    error: Any = getattr(_errors, result.kind)(f"{result.message}{differences}")
-    raise error from (RemoteError(result.frames) if result.frames else None)
-
-
-class RemoteError(Exception):
-    """The user's own lines that led to an exception in another process, as a traceback shows them."""
-
-    @property
-    def user_frames(self) -> str:
-        """Those lines."""
-        return str(self.args[0])
-
-
 def _own_path(interpreter: Interpreter) -> list[str]:
     """Where the user's modules are: all that this process imports from, for another Python without its packages."""
-    paths = [os.path.abspath(path) for path in sys.path if path]
+    paths = paths_imported_from()
     if interpreter.is_this_one:
         return paths
     return [path for path in paths if not path.startswith(sys.prefix) and not path.startswith(sys.base_prefix)]

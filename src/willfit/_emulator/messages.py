@@ -45,14 +45,3 @@ class Ran:
     out_of_memory: OutOfMemoryPlace | None
     seconds: dict[str, float] = field(default_factory=dict)
     """What took how long."""
-
-
-@dataclass(frozen=True)
-class Failed:
-    """An exception that ended a run."""
-
-    kind: str
-    """The class of `willfit`'s to raise; "" for an exception that is a mistake of willfit's own."""
-    message: str
-    frames: str
-    """Lines of the user's code that led to it."""

@@ -79,6 +79,7 @@ class Answers:
         others = functools.partial(self._followed, lambda _, operator, *args, **kwargs: operator(*args, **kwargs))
         with (
             patch.object(torch.Tensor, "detach", self._detached(torch.Tensor.detach)),
+            patch.object(torch.Tensor, "__getitem__", self._indexed(torch.Tensor.__getitem__)),
             met(always, forward, others),
         ):
             yield
@@ -104,6 +105,17 @@ class Answers:
             return out
 
         return detach
+
+    def _indexed(self, own: Any) -> Callable[..., torch.Tensor]:
+        """All of a tensor, as by ``x[:]``, is an alias of it: another operator that is not met on the way."""
+
+        def index(tensor: torch.Tensor, key: Any) -> torch.Tensor:
+            out: torch.Tensor = own(tensor, key)
+            if out.is_cuda and out.shape == tensor.shape and out.data_ptr() == tensor.data_ptr():
+                self.follower.known.after(torch.ops.aten.alias.default, (tensor,), {}, out)
+            return out
+
+        return index
 
     @contextmanager
     def counts(self, number: int) -> Iterator[None]:

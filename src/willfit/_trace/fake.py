@@ -67,6 +67,19 @@ class FakeCudaTensor(torch.Tensor):
         """The index of the GPU."""
         return 0
 
+    def data_ptr(self) -> int:
+        """An address that is no memory's, and another for each storage."""
+        return int(self.untyped_storage()._cdata + self.storage_offset() * self.itemsize) if self.numel() else 0
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """Refused, as on the GPU."""
+        if force:
+            return self.detach().cpu().numpy()
+        raise TypeError(
+            f"can't convert {CUDA} device type tensor to numpy. "
+            "Use Tensor.cpu() to copy the tensor to host memory first."
+        )
+
     def is_pinned(self, device: Any = None) -> bool:
         """Device memory is not pinned."""
         return False

@@ -177,8 +177,7 @@ class KnownValues:
         """What the operator returns on the CPU; `_FAILED` where that cannot be."""
         try:
             args, kwargs = tree_map_only(_Value, self._tensor_of, (args, kwargs))
-            if kwargs.get("device") is not None:
-                kwargs = {**kwargs, "device": _CPU}
+            args, kwargs = tree_map_only(torch.device, lambda _: _CPU, (args, kwargs))
             with _not_followed():
                 return func(*args, **kwargs)
         except Exception:  # an argument is not known after all, or the CPU does not have this operator for its dtype

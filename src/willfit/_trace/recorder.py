@@ -6,7 +6,7 @@ import weakref
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from types import CodeType
 from typing import Any
 
@@ -63,13 +63,16 @@ class Recorder(TorchDispatchMode, Follower):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not types or types == _PLAIN:
+        if FakeCudaTensor not in types:
             device = kwargs.get("device")
             if device is None or device.type == "cpu":
                 if func is torch.ops.aten._to_copy.default and args[0].device.type != "cpu":
                     return self.run(func, args, kwargs)
-                return self._run_on_cpu(func, args, kwargs)
+                return self.run_on_cpu(func, args, kwargs)
         rule = self._rules.get(func)
+        if rule is None and _is_composed(func):  # autograd, which would take it apart, is not there in inference mode
+            with self:
+                return func.decompose(*args, **kwargs)
         out = self.run(func, args, kwargs) if rule is None else rule(Call(self, func, args, kwargs))
         self.known.after(func, args, kwargs, out)
         return out
@@ -100,13 +103,12 @@ class Recorder(TorchDispatchMode, Follower):
             return type(out)(self._wrapped(item, func) for item in out)
         return out
 
-    def _run_on_cpu(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run_on_cpu(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator whose tensors are on the CPU for real, unless it would change the user's."""
         if func._schema.is_mutable and self._changes_the_users(func, args, kwargs):
             return self.run(func, self._adopt_all(func, args, scalars=True), kwargs)
-        if kwargs.get("pin_memory"):
-            kwargs = {**kwargs, "pin_memory": False}  # needs a GPU, and is no memory of one
         self.draws_on_host = self.draws_on_host or torch.Tag.nondeterministic_seeded in func.tags
-        out = func(*args, **kwargs)
+        out = func(*args, **without_pinning(kwargs))
         given: set[int] | None = None
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided:
@@ -220,6 +222,14 @@ class Recorder(TorchDispatchMode, Follower):
     def empty_cache(self) -> None:
         """Note a call of torch.cuda.empty_cache()."""
         self._events.append(0)
+
+    def events_from(self, position: int) -> array[int]:
+        """What was recorded from this event on, as in `Trace.events`."""
+        return self._events[position:]
+
+    def request(self, allocation: int) -> tuple[int, int]:
+        """The bytes and the stream of an allocation."""
+        return self._sizes[allocation], self._places[allocation][-1]
 
     def _born(self, meta: torch.Tensor, op: Any, role: Role = "temporaries") -> torch.Tensor:
         for storage in storages_of(meta):
@@ -353,10 +363,22 @@ class Recorder(TorchDispatchMode, Follower):
         )
 
 
+@cache
+def _is_composed(func: Any) -> bool:
+    """Whether all that an operator does is to call others: not one that has kernels, and does so where it has none."""
+    keys: Any = torch._C.DispatchKey
+    has_kernel = getattr(func, "has_kernel_for_dispatch_key", None)  # a higher-order operator has no such question
+    return has_kernel is not None and has_kernel(keys.CompositeImplicitAutograd) and not has_kernel(keys.CPU)
+
+
+def without_pinning(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of an operator on the CPU; pinned memory needs a GPU, and is none of its."""
+    return {**kwargs, "pin_memory": False} if kwargs.get("pin_memory") else kwargs
+
+
 def _dense(value: Any) -> Iterator[torch.Tensor]:
     return (t for t in tree_leaves(value) if isinstance(t, torch.Tensor) and t.layout == torch.strided)
 
 
-_PLAIN = (torch.Tensor,)  # what some versions of PyTorch say of CPU tensors, where others say nothing
 _FRESH = torch.ops.aten.lift_fresh.default  # its argument has just been made, as by torch.tensor(0.0)
 _COPIES_FROM_HOST = frozenset((torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default))

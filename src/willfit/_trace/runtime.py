@@ -120,7 +120,7 @@ def _cuda_answers(recorder: Recorder, device: Device) -> dict[str, Any]:
 
     major, minor = device.compute_capability
     properties = SimpleNamespace(
-        name=device.name,
+        name=device.driver_name or device.name,
         major=major,
         minor=minor,
         total_memory=device.total,
@@ -132,7 +132,7 @@ def _cuda_answers(recorder: Recorder, device: Device) -> dict[str, Any]:
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "is_initialized": lambda: True,
-        "get_device_name": lambda *_: device.name,
+        "get_device_name": lambda *_: device.driver_name or device.name,
         "get_device_capability": lambda *_: device.compute_capability,
         "get_device_properties": lambda *_: properties,
         "is_bf16_supported": lambda including_emulation=True: including_emulation or major >= 8,
@@ -172,6 +172,8 @@ def cuda_runtime(recorder: Recorder, device: Device) -> Iterator[None]:
         *((torch.cuda, name, answer) for name, answer in _cuda_answers(recorder, device).items()),
         *((torch.accelerator, name, answer) for name, answer in _accelerator_answers(recorder).items()),
         (torch, "Generator", _CpuGenerator),
+        (torch, "Stream", _Stream),
+        (torch, "Event", _Event),
         (torch, "save", _not_saved(recorder)),
         (torch.Tensor, "pin_memory", lambda tensor, *_, **__: tensor),
         (torch.UntypedStorage, "clone", _cloned_storage(recorder)),
@@ -215,6 +217,7 @@ def _accelerator_answers(recorder: Recorder) -> dict[str, Any]:
         "empty_cache": recorder.empty_cache,
         "current_stream": lambda *_: torch.cuda.current_stream(),
         "memory_stats": lambda *_: defaultdict(int),
+        "device_index": _DeviceContext,
     }
     for name in ("current_device_index", "current_device_idx", "memory_allocated", "memory_reserved"):
         answers[name] = lambda *_: 0

@@ -168,6 +168,11 @@ def bound_workspace(
         "cuDNN's workspace is taken to be at most the unfolded input of the largest convolution, "
         "or a copy of its input, weight and output, and is not in the peaks"
     )
+    if torch.backends.cudnn.benchmark:  # findAlgorithms in Conv_v7.cpp empties the cache
+        recorder.assume(
+            "cudnn.benchmark: what is tried for each new convolution, and the cached memory that PyTorch then gives "
+            "back, are not followed"
+        )
     places = out if not transposed else x
     channels = x.size(1) if not transposed else out.size(1)
     window = math.prod(weight.shape[2:])

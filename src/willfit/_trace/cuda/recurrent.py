@@ -15,12 +15,13 @@ import torch
 
 from willfit._trace.cuda import autocast  # noqa: F401  # autocast's casts come first
 from willfit._trace.cuda.composing import contiguous, empty, empty_like, operate
-from willfit._trace.fake import FakeCudaTensor
+from willfit._trace.fake import CUDA, FakeCudaTensor, run_on_meta
 from willfit._trace.kernels import Call, kernel
 from willfit._trace.overrides import override
 
 _aten = torch.ops.aten
-_MODES = {"rnn_relu": 0, "rnn_tanh": 1, "lstm": 2, "gru": 3}  # CUDNN_RNN_RELU and so on
+_strides = torch._prims_common.make_contiguous_strides_for
+MODES = {"rnn_relu": 0, "rnn_tanh": 1, "lstm": 2, "gru": 3}  # CUDNN_RNN_RELU and so on
 _GATES = {0: 1, 1: 1, 2: 4, 3: 3}
 CUDNN_ALONE_KNOWS = (
     "cuDNN's recurrent networks are taken to keep for backward each layer's gates, cell states and outputs, "
@@ -125,7 +126,7 @@ def _packed_network(kind: str) -> Callable[..., Any]:
     return run
 
 
-for _kind in _MODES:
+for _kind in MODES:
     override(f"{_kind}.input")(_network(_kind))
     override(f"{_kind}.data")(_packed_network(_kind))
 
@@ -253,7 +254,7 @@ def _by_cudnn(
     """_cudnn_impl."""
     num_layers, dropout, train, directions = options
     each = len(params) // (num_layers * directions)
-    width = params[1].size(0) // _GATES[_MODES[kind]]
+    width = params[1].size(0) // _GATES[MODES[kind]]
     projected = hidden[0].size(2) if each in (3, 5) else 0
     out, *last = _aten._cudnn_rnn(
         x,
@@ -262,7 +263,7 @@ def _by_cudnn(
         None,
         hidden[0],
         hidden[1] if kind == "lstm" else None,
-        _MODES[kind],
+        MODES[kind],
         width,
         projected,
         num_layers,
@@ -274,6 +275,19 @@ def _by_cudnn(
         None,
     )[: 3 if kind == "lstm" else 2]
     return out, *last
+
+
+@kernel("_cudnn_rnn_flatten_weight")
+def cudnn_rnn_flatten_weight(call: Call) -> Any:
+    """copy_weights_to_flat_buf_views: all weights become views of one buffer, as when an nn.RNNBase is moved."""
+    weights = call.args[0]
+    buffer = operate(call, "zeros", [sum(weight.numel() for weight in weights)], dtype=weights[0].dtype, device=CUDA)
+    offset = 0
+    for weight in weights:
+        layout = buffer.untyped_storage(), offset, weight.shape, _strides(tuple(weight.shape))
+        run_on_meta(_aten.set_.source_Storage_storage_offset, (weight, *layout), {})
+        offset += weight.numel()
+    return buffer
 
 
 @kernel("_cudnn_rnn")
@@ -304,14 +318,18 @@ def cudnn_rnn(call: Call) -> Any:
 def cudnn_rnn_backward(call: Call) -> Any:
     """Gradients of the input and the states, and of all weights in one buffer, of which they are views."""
     x, weights, _, _, hidden, cell = call.args[:6]
-    gradient = call.args[7]
+    gradient, *missing = [
+        operate(call, "zeros_like", given, memory_format=torch.contiguous_format) if of_it is None else of_it
+        for given, of_it in zip((call.args[6], hidden, cell), call.args[7:10], strict=True)
+        if given is not None
+    ]
     mode, width, batch_first = call.args[10], call.args[11], call.args[14]
     both_ways, batch_sizes = call.args[17:19]
     wanted = call.args[21]
     if batch_first and not batch_sizes:
         x = operate(call, "transpose.int", x, 0, 1)
-        gradient = gradient if gradient is None else operate(call, "transpose.int", gradient, 0, 1)
-    held = [contiguous(call, x), *([contiguous(call, gradient)] if gradient is not None else [])]
+        gradient = operate(call, "transpose.int", gradient, 0, 1)
+    held = [contiguous(call, x), contiguous(call, gradient), missing]
     dx = empty(call, x.shape, x.dtype)
     states = [None if state is None else empty(call, state.shape, x.dtype) for state in (hidden, cell)]
     workspace = x.numel() // x.size(-1) * (2 if both_ways else 1) * _GATES[mode] * width * x.element_size()

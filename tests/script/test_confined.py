@@ -34,7 +34,7 @@ import sys
 sys.path.insert(0, {str(SOURCE)!r})
 import ctypes, os, pathlib, shutil, socket, subprocess, tempfile
 {"import torch" if "torch" in code else ""}
-from willfit._emulator.confined import confine
+from willfit._script.confined import confine
 notes = confine(pathlib.Path({str(project.parent / "scratch")!r}))
 {code}
 """

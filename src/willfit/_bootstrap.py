@@ -1,10 +1,11 @@
-"""The first lines of the process that emulates a GPU, which may run under another Python than the one that asks.
+"""The first lines of a process that willfit starts, which may run under another Python than the one that asks.
 
 Its packages are its own, but for willfit and the light ones that willfit needs: those come from the Python that asks.
 
-    python bootstrap.py FOLDER NAME=DIRECTORY ...
+    python _bootstrap.py MODULE FOLDER NAME=DIRECTORY ...
 """
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -23,10 +24,8 @@ def _load(name: str, directory: str) -> None:
 
 if __name__ == "__main__":
     sys.path.pop(0)  # this file's directory
-    folder, *packages = sys.argv[1:]
+    entry, folder, *packages = sys.argv[1:]
     sys.argv[1:] = []
     for package in packages:
         _load(*package.split("=", 1))
-    from willfit._emulator.child import main
-
-    main(folder)
+    importlib.import_module(entry).main(folder)

@@ -13,6 +13,7 @@ import builtins
 import errno
 import glob
 import io
+import multiprocessing.context
 import os
 import pathlib
 import shutil
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from willfit._emulator.landlock import restrict
+from willfit._script.landlock import restrict
 
 # Libraries that would reach out before anything of the user's does.
 _OFFLINE = {
@@ -51,6 +52,9 @@ def confine(folder: Path) -> tuple[str, ...]:
     sys.dont_write_bytecode = True
     _Overlay(folder / "files", folder).lead()
     _save_by_python()
+    kinds: tuple[Any, ...] = (multiprocessing.context.SpawnProcess, multiprocessing.context.ForkServerProcess)
+    for kind in kinds:
+        kind._Popen = staticmethod(_refuse_process)
     sys.addaudithook(_refuse)
     return restrict(folder)
 
@@ -60,6 +64,11 @@ def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
         raise PermissionError(errno.EACCES, f"willfit run starts no other program: {arguments[0]}")
     if event in _NETWORK and not _is_here(event, arguments):
         raise OSError(errno.ENETUNREACH, "willfit run lets nothing leave the machine")
+
+
+def _refuse_process(process: Any) -> None:
+    """A process that is no copy of this one would not be confined."""
+    raise PermissionError(errno.EACCES, "willfit run follows one process, and starts no other by spawn or forkserver")
 
 
 def _is_here(event: str, arguments: tuple[Any, ...]) -> bool:
