@@ -208,9 +208,16 @@ def expanded_gradient() -> tuple[Any, ...]:
     return model, torch.optim.AdamW(model.parameters()), torch.ones(64, 512), None, lambda model, x: model(x).sum()
 
 
+def recurrent_of_odd_width() -> tuple[Any, ...]:
+    """Its weights are laid into one buffer when it is moved; backward copies what lies batch first, twice."""
+    model = nn.GRU(60, 100, 2, bidirectional=True, batch_first=True)
+    return model, torch.optim.AdamW(model.parameters()), torch.zeros(7, 50, 60), None, _mean_of_outputs
+
+
 JOBS = [
     *(plain_job, meta_job, convolutions, mixed_precision, accumulation_across_calls),
     *(checkpointing_and_tied_weights, resumed, two_networks, sparse_gradients, expanded_gradient),
+    recurrent_of_odd_width,
 ]
 
 

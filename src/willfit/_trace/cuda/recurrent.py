@@ -318,33 +318,36 @@ def cudnn_rnn(call: Call) -> Any:
 def cudnn_rnn_backward(call: Call) -> Any:
     """Gradients of the input and the states, and of all weights in one buffer, of which they are views."""
     x, weights, _, _, hidden, cell = call.args[:6]
-    gradient, *missing = [
+    given_or_zeros = [
         operate(call, "zeros_like", given, memory_format=torch.contiguous_format) if of_it is None else of_it
         for given, of_it in zip((call.args[6], hidden, cell), call.args[7:10], strict=True)
         if given is not None
     ]
+    gradient = given_or_zeros[0]
     mode, width, batch_first = call.args[10], call.args[11], call.args[14]
     both_ways, batch_sizes = call.args[17:19]
     wanted = call.args[21]
     if batch_first and not batch_sizes:
         x = operate(call, "transpose.int", x, 0, 1)
         gradient = operate(call, "transpose.int", gradient, 0, 1)
-    held = [contiguous(call, x), contiguous(call, gradient), missing]
+    copies = [contiguous(call, x), contiguous(call, gradient)]
     dx = empty(call, x.shape, x.dtype)
     states = [None if state is None else empty(call, state.shape, x.dtype) for state in (hidden, cell)]
     workspace = x.numel() // x.size(-1) * (2 if both_ways else 1) * _GATES[mode] * width * x.element_size()
     with call.temporary(workspace):
         pass
+    del copies
     gradients: list[list[Any]] = []
     if wanted[3]:
         sizes = [weight.numel() for weight in weights]
+        copies = [contiguous(call, x)]
         buffer = empty(call, (sum(sizes),), x.dtype)
         with call.temporary(workspace):
             pass
         parts = operate(call, "split_with_sizes", buffer, sizes)
         views = [operate(call, "view", part, list(weight.shape)) for part, weight in zip(parts, weights, strict=True)]
         gradients = [views]
-    del held
+        del copies
     if batch_first and not batch_sizes:
         dx = operate(call, "transpose.int", dx, 0, 1)
     return dx, *states, *(gradients or [[None] * len(weights)])
