@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.utils.data import Dataset, Subset
 
-from willfit._errors import UnavailableError, UsageError
+from willfit._copying import Copier
+from willfit._errors import JobError, UnavailableError, UsageError
 from willfit._preflight import Job
 from willfit.integrations._callbacks import TrainingCheck, training_batch
 from willfit.integrations._wrappers import unwrapped
@@ -108,6 +109,10 @@ def _job(name: str, trainer: Any, loader: Any, shapes: str | None) -> Job:
     """One optimizer step of a Trainer, as a job."""
     model, buckets = unwrapped(trainer.model_wrapped)
     batch, which = training_batch(name, loader, shapes)
+    if not _holds_tensors(batch):
+        raise JobError(
+            f"{name}: its loader gives no tensors, as that of a trainer that generates text first: this is not predicted"
+        )
     count = trainer.args.gradient_accumulation_steps
     # All micro-batches of a step are on the GPU at once. The one that Accelerate's loader draws ahead is not, yet.
     batches = [copy.deepcopy(batch) for _ in range(count)]
@@ -115,6 +120,17 @@ def _job(name: str, trainer: Any, loader: Any, shapes: str | None) -> Job:
     taken = f"Taken from the Trainer: {type(model).__name__}, {type(optimizer).__name__}, {which} batch of its data."
     step = functools.partial(_step, _twin(trainer), count, buckets)
     return Job(name, model, trainer.optimizer, batches, step, taken=taken)
+
+
+def _holds_tensors(batch: Any) -> bool:
+    found: list[torch.Tensor] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor
+
+    Copier(note).copy(batch)
+    return bool(found)
 
 
 def _twin(trainer: Any) -> Any:
