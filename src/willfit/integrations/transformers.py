@@ -81,6 +81,7 @@ class WillfitCallback(TrainerCallback or object):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Check the job. Called by the Trainer when its model and optimizer are prepared."""
+        self._check.end()  # of a training that raised
         if self._check.is_off():
             return
         trainer, loader = _trainer_at_work(), parts.get("train_dataloader")
@@ -108,14 +109,16 @@ def _trainer_at_work() -> Any:
 def _job(name: str, trainer: Any, loader: Any, shapes: str | None) -> Job:
     """One optimizer step of a Trainer, as a job."""
     model, buckets = unwrapped(trainer.model_wrapped)
+    from accelerate.utils import recursively_apply
+
     batch, which = training_batch(name, loader, shapes)
     if not _holds_tensors(batch):
         raise JobError(
-            f"{name}: its loader gives no tensors, as that of a trainer that generates text first: this is not predicted"
+            f"{name}: its loader gives no tensors, as where a trainer generates text as it goes: this is not predicted"
         )
     count = trainer.args.gradient_accumulation_steps
-    # All micro-batches of a step are on the GPU at once. The one that Accelerate's loader draws ahead is not, yet.
-    batches = [copy.deepcopy(batch) for _ in range(count)]
+    # Accelerate's loader puts each tensor of all micro-batches on the GPU, but not yet the batch that it draws ahead.
+    batches = [recursively_apply(torch.clone, copy.deepcopy(batch)) for _ in range(count)]
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     taken = f"Taken from the Trainer: {type(model).__name__}, {type(optimizer).__name__}, {which} batch of its data."
     step = functools.partial(_step, _twin(trainer), count, buckets)
