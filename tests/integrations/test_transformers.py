@@ -92,7 +92,7 @@ def footprint(tmp_path: Path, **arguments: Any) -> willfit.Footprint:
     return refused.value.footprint
 
 
-# What torch.cuda.max_memory_allocated() and max_memory_reserved() gave after three steps of `trainer` on an emulated T4,
+# torch.cuda.max_memory_allocated() and max_memory_reserved() after three steps of `trainer` on an emulated T4,
 # with PyTorch's CUDA build 2.13.0, transformers 5.23, accelerate 1.15 and bitsandbytes 0.50.
 MEASURED: dict[str, tuple[dict[str, Any], int, int]] = {
     "fp16, clipped": ({"lengths": [256] * 32, "fp16": True, "max_grad_norm": 0.5}, 28_037_120, 33_554_432),
