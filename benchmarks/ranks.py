@@ -1,7 +1,7 @@
 """How long until all of 4 processes have ended, when one is short of memory: ``python benchmarks/ranks.py``.
 
-They train together over gloo, on the CPU as if for a T4 each. Counted is from the moment at which the last one calls its
-guarded function to the moment at which the last one has ended, and apart from that until all have their answer.
+They train together over gloo, on the CPU as if for a T4 each. Counted is from the moment at which the last one calls
+its guarded function to the moment at which the last one has ended, and apart from that until all have their answer.
 """
 
 from __future__ import annotations
@@ -71,5 +71,7 @@ if __name__ == "__main__":
     for number, _, _, message in told:
         print(f"rank {number}: {message}")
     called = max(start for _, start, _, _ in told)
-    print(f"answered after {max(answer for _, _, answer, _ in told) - called:.1f} s, ended after {ended - called:.1f} s")
+    print(
+        f"answered after {max(answer for _, _, answer, _ in told) - called:.1f} s, ended after {ended - called:.1f} s"
+    )
     print(f"on {os.cpu_count()} processors; exit statuses {[process.exitcode for process in processes]}")
