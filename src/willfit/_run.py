@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -18,7 +19,7 @@ from willfit._globals import exchanged_globals
 from willfit._placement import OnHost, Placement, optimizers_of, own_class, own_path, tensors_of
 from willfit._placement_bitsandbytes import copy_managers, elements, is_quantized_weight
 from willfit._trace.following import Follower
-from willfit._trace.made_before import enable_scaler
+from willfit._trace.made_before import enable_fp16, enable_scaler
 from willfit._trace.trace import JobSummary, Phase, Trace
 from willfit._wrong_jobs import check_optimizer_is_for, raised_by_the_step
 
@@ -165,6 +166,8 @@ class Run:
             return
         if isinstance(copied, torch.amp.GradScaler):
             enable_scaler(copied, self._follower)
+        if isinstance(copied, getattr(sys.modules.get("accelerate.accelerator"), "Accelerator", ())):
+            enable_fp16(copied, self._follower)
         if isinstance(copied, nn.DataParallel):
             copied.device_ids = []
             self._follower.assume("DataParallel is predicted on one GPU, which gets the whole batch")

@@ -16,7 +16,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_it_runs(number: int, tmp_path: Path) -> None:
     pytest.importorskip("accelerate", reason="accelerate is not installed")
-    for name in ("transformers", "lightning"):
+    for name in ("transformers", "lightning", "trl", "peft"):
         if f"import {name}" in EXAMPLES[number] or f"from {name}" in EXAMPLES[number]:
             pytest.importorskip(name, reason=f"{name} is not installed")
     command = [sys.executable, "-c", EXAMPLES[number]]

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from torch import nn
@@ -235,6 +236,28 @@ def test_fewer_steps_than_wanted_are_compared_as_far_as_they_go() -> None:
     assert watched.verification is not None
     assert max(each.step for each in watched.verification.phases) == 2
     assert watched.verification.agrees, str(watched.verification)
+
+
+def test_a_loop_of_accelerate_is_watched_through_its_accumulation() -> None:
+    """The optimizer that it has prepared is another object than the one whose steps PyTorch tells of."""
+    accelerator = accelerate.Accelerator(gradient_accumulation_steps=2)
+    model, optimizer, batch = job()
+    model, optimizer = accelerator.prepare(model, optimizer)
+
+    def step(model: Any, optimizer: Any, batch: Any) -> None:
+        with accelerator.accumulate(model):
+            accelerator.backward(loss(model, batch))
+            optimizer.step()
+            optimizer.zero_grad()
+
+    with watch(model, optimizer, batch, step=step) as watched:
+        for _ in range(10):
+            step(model, optimizer, batch)
+    found = watched.verification
+    assert found is not None
+    assert found.agrees, str(found)
+    assert max(each.step for each in found.phases) == 3
+    accelerator.free_memory()
 
 
 @pytest.mark.parametrize("steps", [0, 1])

@@ -1,9 +1,10 @@
-"""Scalers and autocast contexts that were made before the trace: PyTorch switches them off where it finds no GPU."""
+"""Mixed precision that was set up before the trace: PyTorch and Accelerate switch it off where they find no GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 from unittest.mock import patch
 
@@ -17,6 +18,35 @@ def enable_scaler(scaler: torch.amp.GradScaler, recorder: Follower) -> None:
     if not scaler._enabled and not recorder.made_with_gpu:
         recorder.assume("a GradScaler that is switched off, as on a machine without a GPU, is taken as switched on")
         torch.amp.GradScaler.__init__(scaler, "cuda")
+
+
+def enable_fp16(accelerator: Any, recorder: Follower) -> None:
+    """Give the copy of an `accelerate.Accelerator` what its ``mixed_precision="fp16"`` stands for on a GPU.
+
+    Without one, Accelerate leaves autocast and scaler out, and says nothing. Call it where the globals are the copy's.
+    Source: Accelerator.__init__, prepare_model and prepare_optimizer in accelerate/accelerator.py.
+    """
+    if accelerator.mixed_precision != "fp16" or accelerator.native_amp or recorder.made_with_gpu:
+        return
+    from accelerate.optimizer import AcceleratedOptimizer
+    from accelerate.utils import convert_outputs_to_fp32
+    from accelerate.utils.modeling import get_mixed_precision_context_manager
+
+    recorder.assume('mixed_precision="fp16", which Accelerate leaves out without a GPU, is taken to be in use')
+    accelerator.native_amp = True
+    options = {} if accelerator.scaler_handler is None else accelerator.scaler_handler.to_kwargs()
+    accelerator.scaler = torch.amp.GradScaler("cuda", **options)
+    for optimizer in accelerator._optimizers:
+        AcceleratedOptimizer.__init__(optimizer, optimizer.optimizer, device_placement=False, scaler=accelerator.scaler)
+    for model in accelerator._models:
+        if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            model = model.module
+        autocast = get_mixed_precision_context_manager(True, accelerator.autocast_handler)
+        function = getattr(model.forward, "__func__", None)
+        if function is None:
+            model.forward = convert_outputs_to_fp32(autocast(model.forward))
+        else:
+            model.forward = MethodType(convert_outputs_to_fp32(autocast(function)), model)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from willfit._trace.overrides import overrides_enabled
 from willfit._trace.recorder import Recorder
 from willfit._trace.surroundings import nothing_left_behind
 from willfit._trace.triton import triton_kernels_not_launched
+from willfit._trace.trl import trl_as_with_triton
 
 __all__ = ["cuda_runtime", "nothing_left_behind"]
 
@@ -203,6 +204,7 @@ def cuda_runtime(recorder: Recorder, device: Device) -> Iterator[None]:
         stack.enter_context(phases_and_modules(recorder))
         stack.enter_context(bitsandbytes_runtime(recorder))
         stack.enter_context(triton_kernels_not_launched(recorder))
+        stack.enter_context(trl_as_with_triton(recorder))
         stack.enter_context(overrides_enabled())
         stack.enter_context(recorder)
         yield

@@ -15,9 +15,8 @@ def compare(
     verifier: str, measurement: Measurement, tolerance: float, passed_over: tuple[str, ...] = ()
 ) -> Verification:
     """Hold a measurement against the prediction of the same run."""
-    predicted = _by_moment(measurement.predicted.phases)
-    if measurement.cumulative:
-        predicted = _accumulated(predicted)
+    peaks = measurement.predicted.phases
+    predicted = _by_moment(_accumulated(peaks) if measurement.cumulative else peaks)
     measured = _by_moment(measurement.phases)
     nothing = PhasePeak(0, "placement", 0, 0, 0)
     phases = tuple(
@@ -52,14 +51,12 @@ def _by_moment(peaks: Iterable[PhasePeak]) -> dict[_Moment, PhasePeak]:
     return found
 
 
-def _accumulated(peaks: dict[_Moment, PhasePeak]) -> dict[_Moment, PhasePeak]:
-    """With the peaks of all phases up to each."""
+def _accumulated(peaks: Iterable[PhasePeak]) -> Iterator[PhasePeak]:
+    """With the peaks of all phases up to each, in the order in which the job came to them."""
     allocated = reserved = 0
-    found = {}
-    for moment, peak in peaks.items():
+    for peak in peaks:
         allocated, reserved = max(allocated, peak.peak_allocated), max(reserved, peak.peak_reserved)
-        found[moment] = PhasePeak(*moment, allocated, reserved, peak.allocated_at_end)
-    return found
+        yield PhasePeak(peak.step, peak.phase, allocated, reserved, peak.allocated_at_end)
 
 
 def _merged(first: Iterable[_Moment], second: Iterable[_Moment]) -> list[_Moment]:

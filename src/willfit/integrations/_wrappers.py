@@ -15,13 +15,19 @@ _FIRST_BUCKET = 2**20
 
 
 class Buckets(nn.Module):
-    """The flat tensors in which DistributedDataParallel reduces gradients (Source: c10d/reducer.cpp)."""
+    """The flat tensors in which DistributedDataParallel reduces gradients.
+
+    Source: _ddp_init_helper in torch/nn/parallel/distributed.py, Reducer::rebuild_buckets in c10d/reducer.cpp.
+    """
 
     def __init__(self, model: DistributedDataParallel) -> None:
         super().__init__()
         if model.gradient_as_bucket_view:  # then gradients lie in the buckets, and there is nothing besides
             return
         parameters = [p for p in model.module.parameters() if p.requires_grad]
+        if model.static_graph or not model.find_unused_parameters:
+            # in the first backward pass all are in one bucket, then in several, in the order in which gradients came
+            parameters.reverse()
         limits = [_FIRST_BUCKET, model.bucket_bytes_cap]
         indices, _ = torch._C._distributed_c10d._compute_bucket_assignment_by_size(parameters, limits)
         for number, bucket in enumerate(indices):

@@ -7,9 +7,11 @@ import functools
 import sys
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch.utils.data import Dataset, Subset
 
-from willfit._errors import UnavailableError, UsageError
+from willfit._copying import Copier
+from willfit._errors import JobError, UnavailableError, UsageError
 from willfit._preflight import Job
 from willfit.integrations._callbacks import TrainingCheck, training_batch
 from willfit.integrations._wrappers import unwrapped
@@ -20,8 +22,6 @@ except ImportError:  # said when a callback is made
     TrainerCallback = None  # type: ignore[misc, assignment]
 
 if TYPE_CHECKING:
-    import torch
-
     from willfit._devices import Device
     from willfit._trace.trace import Engine
 
@@ -81,6 +81,7 @@ class WillfitCallback(TrainerCallback or object):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Check the job. Called by the Trainer when its model and optimizer are prepared."""
+        self._check.end()  # of a training that raised
         if self._check.is_off():
             return
         trainer, loader = _trainer_at_work(), parts.get("train_dataloader")
@@ -108,14 +109,31 @@ def _trainer_at_work() -> Any:
 def _job(name: str, trainer: Any, loader: Any, shapes: str | None) -> Job:
     """One optimizer step of a Trainer, as a job."""
     model, buckets = unwrapped(trainer.model_wrapped)
+    from accelerate.utils import recursively_apply
+
     batch, which = training_batch(name, loader, shapes)
+    if not _holds_tensors(batch):
+        raise JobError(
+            f"{name}: its loader gives no tensors, as where a trainer generates text as it goes: this is not predicted"
+        )
     count = trainer.args.gradient_accumulation_steps
-    # Accelerate's loader draws one batch ahead, and puts it on the GPU.
-    batches = [copy.deepcopy(batch) for _ in range(count + 1)]
+    # Accelerate's loader puts each tensor of all micro-batches on the GPU, but not yet the batch that it draws ahead.
+    batches = [recursively_apply(torch.clone, copy.deepcopy(batch)) for _ in range(count)]
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     taken = f"Taken from the Trainer: {type(model).__name__}, {type(optimizer).__name__}, {which} batch of its data."
     step = functools.partial(_step, _twin(trainer), count, buckets)
     return Job(name, model, trainer.optimizer, batches, step, taken=taken)
+
+
+def _holds_tensors(batch: Any) -> bool:
+    found: list[torch.Tensor] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor
+
+    Copier(note).copy(batch)
+    return bool(found)
 
 
 def _twin(trainer: Any) -> Any:
@@ -125,6 +143,7 @@ def _twin(trainer: Any) -> Any:
     twin.callback_handler.callbacks = []
     twin.args = copy.copy(trainer.args)
     twin.args.average_tokens_across_devices = False
+    twin._tr_loss = None
     for name in ("train_dataset", "eval_dataset"):
         dataset = getattr(trainer, name, None)
         if dataset is not None and not isinstance(dataset, Dataset) and hasattr(dataset, "__len__"):
@@ -132,20 +151,27 @@ def _twin(trainer: Any) -> Any:
     return twin
 
 
-def _step(trainer: Any, count: int, buckets: Any, model: Any, optimizer: Any, batches: Any) -> Any:
-    """What `transformers.Trainer._run_epoch` does for one optimizer step."""
-    micro_batches, items = trainer.get_batch_samples(iter(batches), count, trainer.args.device)
+def _step(trainer: Any, count: int, buckets: Any, model: Any, optimizer: Any, batches: Any) -> None:
+    """What `transformers.Trainer._run_epoch` does for one optimizer step, but for its logs.
+
+    Its variables live as long as an epoch: here they are the twin's attributes.
+    """
+    args = trainer.args
+    if trainer._tr_loss is None:
+        trainer._tr_loss = torch.tensor(0.0, device=args.device)
+    micro_batches, items = trainer.get_batch_samples(iter(batches), count, args.device)
     trainer.current_gradient_accumulation_steps = count
     for number, inputs in enumerate(micro_batches, start=1):
         trainer.accelerator.gradient_state._set_sync_gradients(number == count)
-        loss = trainer.training_step(model, inputs, items)
-        trainer._tr_loss = (
-            loss if getattr(trainer, "_tr_loss", None) is None else trainer._tr_loss.to(loss.device) + loss
-        )
-    norm = None
-    if trainer.args.max_grad_norm is not None and trainer.args.max_grad_norm > 0:
-        norm = trainer.accelerator.clip_grad_norm_(model.parameters(), trainer.args.max_grad_norm)
+        trainer.tr_loss_step = trainer.training_step(model, inputs, items)
+        if args.logging_nan_inf_filter:
+            bool(torch.isnan(trainer.tr_loss_step) or torch.isinf(trainer.tr_loss_step))
+        trainer._tr_loss += trainer.tr_loss_step
+    trainer.grad_norm = None
+    if args.max_grad_norm is not None and args.max_grad_norm > 0:
+        trainer.grad_norm = trainer.accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+    elif hasattr(trainer, "_get_grad_norm"):  # since Transformers 5.0 for the logs: what is not clipped is measured
+        trainer.grad_norm = trainer._get_grad_norm(model)
     optimizer.step()
     trainer.lr_scheduler.step()
     model.zero_grad()
-    return loss, norm

@@ -6,6 +6,7 @@ import torch
 from packaging.version import Version
 from traced import of, recorded, traced
 
+import willfit
 from willfit._trace.cuda import gemm
 
 
@@ -61,3 +62,23 @@ def test_what_goes_to_cublaslt(bias, inner, columns, dtype, beta, old, new, monk
     for version, expected in (("2.9", old), ("2.15", new)):
         monkeypatch.setattr(gemm, "_TORCH", Version(version))
         assert gemm._is_for_lt(torch.empty(bias, dtype=dtype), a, b, beta) is expected
+
+
+@pytest.mark.parametrize("name", ["mm", "bmm", "mv", "addmm", "dot"])
+def test_a_product_into_a_given_tensor_takes_a_workspace_too(name):
+    """8,519,680 B on a T4, as above: kept, or given back where each call takes one."""
+    shapes = {
+        "mm": [(64, 64), (64, 64), (64, 64)],
+        "bmm": [(2, 64, 64), (2, 64, 64), (2, 64, 64)],
+        "mv": [(64,), (64, 64), (64,)],
+        "addmm": [(64, 64), (64, 64), (64, 64)],
+        "dot": [(), (64,), (64,)],
+    }
+
+    def step(model, optimizer, batch):
+        out, *factors = batch
+        getattr(torch, name)(*([out] if name == "addmm" else []), *factors, out=out)
+
+    batch = [torch.zeros(shape) for shape in shapes[name]]
+    found = willfit.predict(torch.nn.Identity(), None, batch, step, on="T4", steps=1)
+    assert found.bill["workspaces"] == 8_519_680

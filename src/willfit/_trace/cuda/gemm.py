@@ -45,36 +45,38 @@ def lt_workspace_size() -> int:
     return 1024 * (int(configured) if configured.isdigit() else _LT_DEFAULT)
 
 
-@kernel("dot", "vdot")
+@kernel("dot", "dot.out", "vdot", "vdot.out")
 def dot(call: Call) -> Any:
     """A product of vectors by cuBLAS: the output, then the workspace."""
-    return _product(call, [])
+    return _product(call, call.args[1], [])
 
 
-@kernel("mv")
+@kernel("mv", "mv.out")
 def mv(call: Call) -> Any:
     """A product with a vector."""
-    return _product(call, _unreadable_for_gemv(*call.args[:2]))
+    return _product(call, call.args[1], _unreadable_for_gemv(*call.args[:2]))
 
 
-@kernel("addmv")
+@kernel("addmv", "addmv_", "addmv.out")
 def addmv(call: Call) -> Any:
     """A product with a vector, and a bias."""
-    return _product(call, _unreadable_for_gemv(*call.args[1:3]))
+    return _product(call, call.args[2], _unreadable_for_gemv(*call.args[1:3]))
 
 
-@kernel("mm")
+@kernel("mm", "mm.out", "mm.dtype", "mm.dtype_out")
 def mm(call: Call) -> Any:
     """A product by cuBLAS: the output, copies of operands that cuBLAS cannot read, the workspace."""
-    return _product(call, _unreadable_matrices(*call.args[:2]))
+    first, second = call.args[:2]
+    return _product(call, second, _unreadable_matrices(first, second, call.kwargs.get("out")))
 
 
-@kernel("addmm", "_addmm_activation")
+@kernel("addmm", "addmm_", "addmm.out", "addmm.dtype", "addmm.dtype_out", "_addmm_activation", "_addmm_activation.out")
 def addmm(call: Call) -> Any:
     """A product and a bias, which cuBLASLt adds as it goes where it can."""
     bias, first, second = call.args[:3]
+    out = bias if call.func is torch.ops.aten.addmm_.default else call.kwargs.get("out")
     lt = _is_for_lt(bias, first, second, call.argument("beta"))
-    return _product(call, _unreadable_matrices(first, second), lt=lt)
+    return _product(call, second, _unreadable_matrices(first, second, out), lt=lt)
 
 
 @kernel("addbmm")
@@ -88,7 +90,7 @@ def addbmm(call: Call) -> Any:
     return out
 
 
-@kernel("bmm")
+@kernel("bmm", "bmm.out", "bmm.dtype", "bmm.dtype_out")
 def bmm(call: Call) -> Any:
     """Products of a batch of matrices; of columns and rows by a kernel in Triton, which comes with PyTorch since 2.13.
 
@@ -97,27 +99,41 @@ def bmm(call: Call) -> Any:
     first, second = call.args[:2]
     if first.size(2) == 1 and _HAS_OUTER_PRODUCTS and not first.is_complex():
         return call.run()
-    return _product(call, _unreadable_batches(first, second))
+    return _product(call, second, _unreadable_batches(first, second))
 
 
-@kernel("baddbmm")
+@kernel("baddbmm", "baddbmm_", "baddbmm.out", "baddbmm.dtype", "baddbmm.dtype_out")
 def baddbmm(call: Call) -> Any:
     """Products of a batch of matrices, and a bias."""
-    return _product(call, _unreadable_batches(*call.args[1:3]))
+    return _product(call, call.args[2], _unreadable_batches(*call.args[1:3]))
 
 
-def _product(call: Call, copied: list[torch.Tensor], lt: bool = False) -> Any:
+def _product(call: Call, second: torch.Tensor, copied: list[torch.Tensor], lt: bool = False) -> Any:
     """Nothing is multiplied where a factor or the result has no elements."""
     out = call.run()
-    if out.numel() and call.args[-1].numel():
+    if out.numel() and second.numel():
         with call.temporary(*map(nbytes, copied)):
             take_workspace(call, lt)
     return out
 
 
-def _unreadable_matrices(first: torch.Tensor, second: torch.Tensor) -> list[torch.Tensor]:
-    """prepare_matrix_for_cublas copies what is dense in neither order. The result is row-major, hence the order."""
-    return [each for each in (second, first) if not (_is_dense(each) or _has_leading_dimension(each))]
+def _unreadable_matrices(
+    first: torch.Tensor, second: torch.Tensor, out: torch.Tensor | None = None
+) -> list[torch.Tensor]:
+    """What prepare_matrix_for_cublas copies, as it is dense in neither order: the result, then the factors.
+
+    A row-major result, as a new one is, turns the product around, and with it their order.
+    """
+    results = [] if out is None else [out]
+    factors = (second, first) if out is None or _is_row_major(out) else (first, second)
+    return [each for each in (*results, *factors) if not (_is_dense(each) or _has_leading_dimension(each))]
+
+
+def _is_row_major(matrix: torch.Tensor) -> bool:
+    (rows, _), (down, across) = matrix.shape, matrix.stride()
+    if _is_dense(matrix):
+        return matrix.is_contiguous()
+    return not (down == 1 and across >= max(1, rows))
 
 
 def _unreadable_for_gemv(matrix: torch.Tensor, vector: torch.Tensor) -> list[torch.Tensor]:
