@@ -214,10 +214,33 @@ def recurrent_of_odd_width() -> tuple[Any, ...]:
     return model, torch.optim.AdamW(model.parameters()), torch.zeros(7, 50, 60), None, _mean_of_outputs
 
 
+def recurrent_under_autocast() -> tuple[Any, ...]:
+    """Its weights are copied to one buffer of fp16, whatever autocast's own dtype is."""
+
+    def loss(model: Any, batch: Any) -> Any:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            return model(batch)[0].float().mean()
+
+    model = nn.LSTM(60, 100, 2)
+    return model, torch.optim.AdamW(model.parameters()), torch.zeros(7, 50, 60), None, loss
+
+
+def recurrent_without_biases() -> tuple[Any, ...]:
+    """cuDNN has biases all the same, so that gradients are copied out of its buffer."""
+    model = nn.LSTM(60, 100, 2, bias=False).half()
+    return model, torch.optim.AdamW(model.parameters()), torch.zeros(7, 50, 60).half(), None, _mean_of_outputs
+
+
+def recurrent_in_bf16() -> tuple[Any, ...]:
+    """Not done by cuDNN on a T4."""
+    model = nn.RNN(60, 100, 2).bfloat16()
+    return model, torch.optim.AdamW(model.parameters()), torch.zeros(7, 50, 60).bfloat16(), None, _mean_of_outputs
+
+
 JOBS = [
     *(plain_job, meta_job, convolutions, mixed_precision, accumulation_across_calls),
     *(checkpointing_and_tied_weights, resumed, two_networks, sparse_gradients, expanded_gradient),
-    recurrent_of_odd_width,
+    *(recurrent_of_odd_width, recurrent_under_autocast, recurrent_without_biases, recurrent_in_bf16),
 ]
 
 

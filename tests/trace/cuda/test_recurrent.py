@@ -5,6 +5,8 @@ import torch
 from record_kernels import empty
 from traced import as_the_emulator, of, recorded, traced  # noqa: F401
 
+import willfit
+
 
 @recorded("recurrent")
 @pytest.mark.usefixtures("as_the_emulator")
@@ -33,3 +35,27 @@ def test_cudnn_keeps_a_reserve_and_says_that_its_size_is_a_guess(kind, packed):
     sizes, recorder = traced(prepare, [8, 0, 108])
     assert sizes
     assert any("cuDNN's recurrent" in sentence for sentence in recorder.assumptions)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_are_laid_into_one_buffer_which_has_biases_also_where_the_network_has_none(bias):
+    model = torch.nn.LSTM(60, 100, 2, bias=bias)
+    footprint = willfit.predict(model, None, torch.zeros(7, 50, 60), loss=lambda m, x: m(x)[0].sum(), on="T4", steps=1)
+    weights = 400 * (60 + 100) + 400 * (100 + 100)  # four gates of 100, two layers
+    biases = 2 * 2 * 400
+    assert footprint.bill["parameters"] == -(-(weights + biases) * 4 // 512) * 512
+
+
+def test_under_autocast_weights_are_copied_to_a_buffer_of_fp16():
+    def prepare():
+        network = torch.nn.LSTM(60, 100, 2).to("cuda")
+        inputs = empty(7, 50, 60)
+
+        def run():
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                return network(inputs)[0]
+
+        return run
+
+    sizes, _ = traced(prepare, [8, 0, 108])
+    assert sizes[2] == (400 * (60 + 100) + 400 * (100 + 100) + 2 * 2 * 400) * 2  # after the two states of zeros

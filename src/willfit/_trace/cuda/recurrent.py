@@ -7,13 +7,13 @@ cudnn/RNN.cpp. PyTorch asks where its tensors lie, which for fake ones is not th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
-from willfit._trace.cuda import autocast  # noqa: F401  # autocast's casts come first
+from willfit._trace.cuda import autocast  # whose casts come first
 from willfit._trace.cuda.composing import contiguous, empty, empty_like, operate
 from willfit._trace.fake import CUDA, FakeCudaTensor, run_on_meta
 from willfit._trace.kernels import Call, kernel
@@ -27,7 +27,7 @@ CUDNN_ALONE_KNOWS = (
     "cuDNN's recurrent networks are taken to keep for backward each layer's gates, cell states and outputs, "
     "and to need the gates of one layer as workspace: cuDNN alone knows"
 )
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_DTYPES = (torch.float32, torch.float64, torch.float16)
 
 Hidden = tuple[torch.Tensor, ...]
 Step = Callable[[torch.Tensor, Hidden, Sequence[torch.Tensor]], Hidden]
@@ -78,6 +78,12 @@ _STEPS: dict[str, Step] = {
 # -- networks ----------------------------------------------------------------------------------------------------------
 
 
+def _is_for_cudnn(x: torch.Tensor) -> bool:
+    """use_cudnn in native/RNN.cpp: bfloat16 from compute capability 8.0 on."""
+    has_bfloat16 = torch.cuda.get_device_capability()[0] >= 8
+    return torch._C._get_cudnn_enabled() and (x.dtype in _DTYPES or (x.dtype == torch.bfloat16 and has_bfloat16))
+
+
 def _network(kind: str) -> Callable[..., Any]:
     def run(
         own: Callable[..., Any],
@@ -96,7 +102,7 @@ def _network(kind: str) -> Callable[..., Any]:
         hidden: Hidden = tuple(hx) if kind == "lstm" else (hx,)
         directions = 2 if bidirectional else 1
         options = (num_layers, dropout, train, directions)
-        if torch._C._get_cudnn_enabled() and x.dtype in _DTYPES and x.numel():
+        if _is_for_cudnn(x) and x.numel():
             return _by_cudnn(kind, x, hidden, params, options, batch_first, None)
         out, *last = _step_by_step(kind, x.transpose(0, 1) if batch_first else x, hidden, params, options)
         return out.transpose(0, 1) if batch_first else out, *last
@@ -117,7 +123,7 @@ def _packed_network(kind: str) -> Callable[..., Any]:
         train: bool,
         bidirectional: bool,
     ) -> Any:
-        if not isinstance(x, FakeCudaTensor) or not torch._C._get_cudnn_enabled() or x.dtype not in _DTYPES:
+        if not isinstance(x, FakeCudaTensor) or not _is_for_cudnn(x):
             return own(x, batch_sizes, hx, params, has_biases, num_layers, dropout, train, bidirectional)
         hidden: Hidden = tuple(hx) if kind == "lstm" else (hx,)
         options = (num_layers, dropout, train, 2 if bidirectional else 1)
@@ -277,23 +283,49 @@ def _by_cudnn(
     return out, *last
 
 
+def _numel(weights: Sequence[torch.Tensor], each: int) -> int:
+    """Elements of the buffer that cuDNN has its weights in: two biases are among them, also of a network without."""
+    rows = 0 if each >= 4 else sum(weight.size(0) for weight in weights[::each])
+    return sum(weight.numel() for weight in weights) + 2 * rows
+
+
+def _layouts(buffer: torch.Tensor, weights: Sequence[torch.Tensor]) -> Iterator[tuple[Any, ...]]:
+    """Where each weight has its place in the buffer."""
+    offset = 0
+    for weight in weights:
+        yield buffer.untyped_storage(), offset, tuple(weight.shape), _strides(tuple(weight.shape))
+        offset += weight.numel()
+
+
+@override("_cudnn_rnn")
+def cudnn_rnn_under_autocast(
+    own: Callable[..., Any], x: Any, weights: Any, each: int, buffer: Any, hidden: Any, cell: Any, *rest: Any
+) -> Any:
+    """Everything to fp16, the weights into a new buffer (_cudnn_rnn_cast_reflatten in cudnn/AutocastRNN.cpp)."""
+    if not torch.is_autocast_enabled("cuda"):
+        return own(x, weights, each, buffer, hidden, cell, *rest)
+    if weights[0].dtype in (torch.float32, torch.bfloat16):
+        buffer = torch.zeros(_numel(weights, each), dtype=torch.float16, device=CUDA)
+        views = [torch.empty(0, dtype=torch.float16, device=CUDA).set_(*place) for place in _layouts(buffer, weights)]
+        weights = [view.copy_(weight) for view, weight in zip(views, weights, strict=True)]
+    cell, hidden, x = (autocast.cast(each, torch.float16) for each in (cell, hidden, x))
+    return own(x, weights, each, buffer, hidden, cell, *rest)
+
+
 @kernel("_cudnn_rnn_flatten_weight")
 def cudnn_rnn_flatten_weight(call: Call) -> Any:
     """copy_weights_to_flat_buf_views: all weights become views of one buffer, as when an nn.RNNBase is moved."""
-    weights = call.args[0]
-    buffer = operate(call, "zeros", [sum(weight.numel() for weight in weights)], dtype=weights[0].dtype, device=CUDA)
-    offset = 0
-    for weight in weights:
-        layout = buffer.untyped_storage(), offset, weight.shape, _strides(tuple(weight.shape))
-        run_on_meta(_aten.set_.source_Storage_storage_offset, (weight, *layout), {})
-        offset += weight.numel()
+    weights, each = call.args[:2]
+    buffer = operate(call, "zeros", [_numel(weights, each)], dtype=weights[0].dtype, device=CUDA)
+    for weight, place in zip(weights, _layouts(buffer, weights), strict=True):
+        run_on_meta(_aten.set_.source_Storage_storage_offset, (weight, *place), {})
     return buffer
 
 
 @kernel("_cudnn_rnn")
 def cudnn_rnn(call: Call) -> Any:
-    """Weights that flatten_parameters has laid into one buffer; the reserve is kept for backward."""
-    x, hidden, cell = call.args[0], call.args[4], call.args[5]
+    """Weights that lie in one buffer, or are copied to one; this and the reserve are kept for backward."""
+    x, weights, each, buffer, hidden, cell = call.args[:6]
     width, projected, layers = call.args[7:10]
     batch_first, _, train, both_ways, batch_sizes = call.args[10:15]
     if batch_first and not batch_sizes:
@@ -302,6 +334,8 @@ def cudnn_rnn(call: Call) -> Any:
     directions = 2 if both_ways else 1
     out = empty(call, (*x.shape[:-1], (projected or width) * directions), x.dtype)
     last = [empty(call, state.shape if state is not None else (0,), x.dtype) for state in (hidden, cell)]
+    is_flat = buffer is not None or len({weight.untyped_storage()._cdata for weight in weights}) == 1
+    buffer = empty(call, (0 if is_flat else _numel(weights, each),), x.dtype)
     rows = out.numel() // ((projected or width) * directions)
     gates = _GATES[call.args[6]]
     call.recorder.assume(CUDNN_ALONE_KNOWS)
@@ -311,13 +345,13 @@ def cudnn_rnn(call: Call) -> Any:
         reserve = empty(call, (kept if train else 0,), torch.uint8)
     if batch_first and not batch_sizes:
         out = operate(call, "transpose.int", out, 0, 1)
-    return out, *last, reserve, empty(call, (0,), x.dtype)
+    return out, *last, reserve, buffer
 
 
 @kernel("_cudnn_rnn_backward")
 def cudnn_rnn_backward(call: Call) -> Any:
     """Gradients of the input and the states, and of all weights in one buffer, of which they are views."""
-    x, weights, _, _, hidden, cell = call.args[:6]
+    x, weights, each, _, hidden, cell = call.args[:6]
     given_or_zeros = [
         operate(call, "zeros_like", given, memory_format=torch.contiguous_format) if of_it is None else of_it
         for given, of_it in zip((call.args[6], hidden, cell), call.args[7:10], strict=True)
@@ -341,12 +375,15 @@ def cudnn_rnn_backward(call: Call) -> Any:
     if wanted[3]:
         sizes = [weight.numel() for weight in weights]
         copies = [contiguous(call, x)]
-        buffer = empty(call, (sum(sizes),), x.dtype)
+        buffer = empty(call, (_numel(weights, each),), x.dtype)
         with call.temporary(workspace):
-            pass
-        parts = operate(call, "split_with_sizes", buffer, sizes)
-        views = [operate(call, "view", part, list(weight.shape)) for part, weight in zip(parts, weights, strict=True)]
-        gradients = [views]
+            if each >= 4:
+                parts = operate(call, "split_with_sizes", buffer, sizes)
+                shaped = zip(parts, weights, strict=True)
+                gradients = [[operate(call, "view", part, list(weight.shape)) for part, weight in shaped]]
+            else:  # cuDNN's, with biases, are more than the network's
+                gradients = [[empty(call, weight.shape, weight.dtype) for weight in weights]]
+        del buffer
         del copies
     if batch_first and not batch_sizes:
         dx = operate(call, "transpose.int", dx, 0, 1)
