@@ -237,9 +237,23 @@ def recurrent_in_bf16() -> tuple[Any, ...]:
     return model, torch.optim.AdamW(model.parameters()), torch.zeros(7, 50, 60).bfloat16(), None, _mean_of_outputs
 
 
+def sparse_gradients_added_up() -> tuple[Any, ...]:
+    """Halves of a batch, whose rows in the tables are told apart by where they lie in memory."""
+    model = nn.EmbeddingBag(1000, 64, mode="mean", sparse=True)
+
+    def step(model: Any, optimizer: Any, batch: Any) -> None:
+        for half in batch.chunk(2):
+            model(half).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return model, torch.optim.Adagrad(model.parameters()), torch.arange(64).reshape(16, 4) % 7, step, None
+
+
 JOBS = [
     *(plain_job, meta_job, convolutions, mixed_precision, accumulation_across_calls),
     *(checkpointing_and_tied_weights, resumed, two_networks, sparse_gradients, expanded_gradient),
+    sparse_gradients_added_up,
     *(recurrent_of_odd_width, recurrent_under_autocast, recurrent_without_biases, recurrent_in_bf16),
 ]
 

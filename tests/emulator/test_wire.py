@@ -185,6 +185,17 @@ def test_a_class_that_only_exists_in_a_function_arrives() -> None:
 # -- code --------------------------------------------------------------------------------------------------------------
 
 
+def test_a_class_that_is_to_be_had_by_another_name_alone_arrives() -> None:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def step(model: Any, optimizer: Any, batch: Any) -> Any:
+        with sdpa_kernel(SDPBackend.MATH):
+            return SDPBackend.MATH
+
+    assert sent(step=step).step(None, None, None) is not None
+    assert sent(batch=SDPBackend.MATH).batch == SDPBackend.MATH
+
+
 def test_lambdas_closures_and_partials_arrive_with_what_they_hold() -> None:
     weights = torch.tensor([1.0, 2.0])
     steps = {

@@ -61,6 +61,26 @@ class EmulatedFollower(RealFollower):
             yield
 
 
+class _Indices:
+    """What is known of the indices of sparse tensors: where they lie in memory, as C++ hands them on unseen."""
+
+    def __init__(self) -> None:
+        self._noted: dict[tuple[int, int], tuple[weakref.ref[Any], torch.Tensor, bool]] = {}
+
+    def note(self, indices: torch.Tensor, found: torch.Tensor, of_the_batch: bool) -> None:
+        """What these indices are, and whether the batch says so."""
+        storage = indices.untyped_storage()
+        self._noted[storage._cdata, int(indices.storage_offset())] = weakref.ref(storage), found, of_the_batch
+
+    def of(self, indices: torch.Tensor) -> tuple[torch.Tensor, bool] | None:
+        """What was noted, in the shape of these indices; None where that is nothing."""
+        storage = indices.untyped_storage()
+        noted = self._noted.get((storage._cdata, int(indices.storage_offset())))
+        if noted is None or noted[0]() is not storage or noted[1].numel() != indices.numel():
+            return None
+        return noted[1].reshape(indices.shape), noted[2]
+
+
 class Answers:
     """What is known and, where nothing is, the policy; for one run."""
 
@@ -68,8 +88,7 @@ class Answers:
         self.follower = follower
         self._counts: list[int] = []
         """What an operator that is running reads by ``.item()`` inside."""
-        self.indices: dict[int, tuple[Callable[[], Any], torch.Tensor, bool]] = {}
-        """What is known of indices into tables, by their storage, and whether it is of the batch."""
+        self.indices = _Indices()
 
     @contextmanager
     def given(self) -> Iterator[None]:
@@ -212,20 +231,32 @@ def _embedding(
     answers: Answers, operator: Operator, weight: torch.Tensor, indices: torch.Tensor, *args: Any, **kwargs: Any
 ) -> Any:
     """Its sparse gradient has these indices, in the same memory: what is known of them is remembered by that."""
-    known, storage = answers.follower.known, indices.untyped_storage()
+    known = answers.follower.known
     if (found := known.of(indices)) is not None:
-        answers.indices[storage._cdata] = weakref.ref(storage), found, known.is_of_the_batch(indices)
+        answers.indices.note(indices, found, known.is_of_the_batch(indices))
     return operator(weight, indices, *args, **kwargs)
+
+
+@_answer("add.Tensor", "add_.Tensor")
+def _add(answers: Answers, operator: Operator, first: torch.Tensor, second: Any, *args: Any, **kwargs: Any) -> Any:
+    """A sum of sparse tensors, as of gradients, has the entries of both (add_out_sparse_cuda)."""
+    if not isinstance(second, torch.Tensor) or not first.is_sparse or not second.is_sparse:
+        return operator(first, second, *args, **kwargs)
+    parts = [answers.indices.of(each._indices()) for each in (first, second)]
+    out = operator(first, second, *args, **kwargs)
+    known = [part for part in parts if part is not None]
+    if len(known) == len(parts):
+        joined = torch.cat([found for found, _ in known], dim=1)
+        answers.indices.note(out._indices(), joined, any(of_the_batch for _, of_the_batch in known))
+    return out
 
 
 @_answer("_coalesce")
 def _coalesce(answers: Answers, operator: Operator, tensor: torch.Tensor) -> Any:
     """Entries of a sparse tensor that have the same place are added up."""
     indices = tensor._indices()
-    storage = indices.untyped_storage()
-    born, found, of_the_batch = answers.indices.get(storage._cdata, (lambda: None, None, False))
-    if found is not None and born() is storage and found.numel() == indices.numel():
-        answers.follower.known.give(indices, found.reshape(indices.shape), of_the_batch=of_the_batch)
+    if (known := answers.indices.of(indices)) is not None:
+        answers.follower.known.give(indices, known[0], of_the_batch=known[1])
     with answers.counts(values.number_unique(answers.follower, indices, dim=1)):
         return operator(tensor)
 

@@ -133,6 +133,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
             return _blank, (type(value),), vars(value), None, None, set_state
         elif isinstance(value, types.FunctionType) and _is_copied_of_a_library(value):
             return _named, (value.__module__, value.__qualname__)
+        elif isinstance(value, type) and _has_been_renamed(value):
+            return _named, (value.__module__, value.__name__)
         elif (special := _special(value)) is not None:
             return special
         elif not isinstance(value, type) and (name := shared_attributes(value)) is not None:
@@ -315,6 +317,12 @@ def _is_copied_of_a_library(function: types.FunctionType) -> bool:
     except (ImportError, AttributeError, TypeError):
         return False
     return found is not function and getattr(found, "__code__", None) is function.__code__
+
+
+def _has_been_renamed(cls: type) -> bool:
+    """Whether a class is to be had by its short name alone, as torch.nn.attention.SDPBackend is."""
+    home = sys.modules.get(cls.__module__)
+    return cls.__name__ != cls.__qualname__ and vars(home or cls).get(cls.__name__) is cls
 
 
 def _named(module: str, name: str) -> Any:
