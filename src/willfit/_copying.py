@@ -18,7 +18,7 @@ from unittest.mock import patch
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from willfit._errors import JobError
+from willfit._standins import NotDrawn, Silent, is_logger
 
 _ATOMIC = (
     *(type(None), bool, int, float, complex, str, bytes, type, range, slice, types.ModuleType),
@@ -31,9 +31,6 @@ MOST_BYTES = 2**20
 COMPILED_IS_EAGER = "what torch.compile compiles is predicted as it runs without being compiled"
 # ... datasets of torch, and objects of these packages.
 _DATA_PACKAGES = ("datasets", "pandas", "polars", "pyarrow", "scipy")
-# What these log goes to files and servers.
-_LOGGERS = ("aim", "clearml", "comet_ml", "mlflow", "neptune", "swanlab", "tensorboardX", "wandb")
-
 # What says that it is its own copy or not to be pickled, or is kept in globals: copied by its attributes all the same.
 _BY_ATTRIBUTES = (
     *("accelerate.accelerator.Accelerator", "accelerate.utils.operations.ConvertOutputsToFp32"),
@@ -260,51 +257,12 @@ class Copier:
         return shell
 
 
-class NotDrawn:
-    """Stands for an iterator of the user's that cannot be copied, so that the step cannot use it up."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __iter__(self) -> NotDrawn:
-        return self
-
-    def __next__(self) -> Any:
-        raise JobError(
-            f"the training step draws from {self._what}, which cannot be copied, so predicting would use up its items: "
-            "draw the batch first, and pass it as batch"
-        )
-
-
-class Silent:
-    """Stands for a logger of experiments: takes every call and does nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return Silent()
-
-    def __call__(self, *_: Any, **__: Any) -> Silent:
-        return self
-
-    def __enter__(self) -> Silent:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
 def behind(proxy: Any) -> Any:
     """The object that a `weakref.proxy` stands for; None if it is no more."""
     try:
         return proxy.__init__.__self__
     except ReferenceError:
         return None
-
-
-def is_logger(module: str) -> bool:
-    """Whether this is the name of a module that logs experiments."""
-    return module.partition(".")[0] in _LOGGERS or module.startswith("torch.utils.tensorboard")
 
 
 def is_cpu(value: Any) -> bool:

@@ -19,7 +19,8 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from willfit._code import reads
-from willfit._copying import Copier, Silent, is_copied_by_attributes, is_cpu, is_data, is_logger
+from willfit._copying import Copier, is_copied_by_attributes, is_cpu, is_data
+from willfit._standins import Silent, is_logger
 
 _MISSING = object()
 _LruCache = type(functools.lru_cache(lambda: None))

@@ -15,10 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_unflatten
 
 from willfit._changing import mapped
-from willfit._copying import Silent
 from willfit._errors import JobError, UnavailableError
 from willfit._placement import OnHost, optimizers_of
 from willfit._preflight import Job
+from willfit._standins import Silent
 from willfit._trace.surroundings import nothing_left_behind
 from willfit._worst_batch import BATCHES, largest
 from willfit.integrations._callbacks import TrainingCheck, training_batch
