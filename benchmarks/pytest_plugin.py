@@ -49,31 +49,31 @@ def test_fits(willfit, width):
 """
 
 
-def seconds(*arguments: str, cwd: str) -> float:
+def seconds(*arguments: str, cwd: str, **environment: str) -> float:
     """How long a run of pytest takes in a process of its own."""
+    command = [sys.executable, "-m", "pytest", "-q", *arguments]
     start = time.perf_counter()
-    ran = subprocess.run([sys.executable, "-m", "pytest", "-q", *arguments], cwd=cwd, capture_output=True, text=True)
+    ran = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **environment})
     assert ran.returncode in (0, 5), ran.stdout + ran.stderr
     return time.perf_counter() - start
 
 
 def unused(runs: int) -> None:
-    """``pytest --co`` where there are no tests, with the plugin and without, in turns.
+    """``pytest --co`` where there are no tests, with the plugin and without, in turns and without other plugins.
 
-    The processors' time as well: on a machine that others use, it is the one that can be trusted.
+    Of each the least, and the median: the processors' time, which others on the machine add to and nobody takes from.
     """
-    took: dict[str, list[tuple[float, float]]] = {"without": [], "with it": []}
+    took: dict[str, list[float]] = {"without": [], "with it": []}
     with tempfile.TemporaryDirectory() as directory:
         for run in range(runs + 1):
-            for name, arguments in (("without", ("-p", "no:willfit")), ("with it", ())):
+            for name, arguments in (("without", ()), ("with it", ("-p", "willfit.pytest_plugin"))):
                 before = busy()
-                elapsed = seconds("--co", *arguments, cwd=directory)
+                seconds("--co", *arguments, cwd=directory, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
                 if run:  # the first may have had to compile
-                    took[name].append((elapsed, busy() - before))
-    for what, position in (("elapsed", 0), ("of a processor", 1)):
-        without, with_it = ([1000 * each[position] for each in took[name]] for name in took)
-        more = statistics.median(one - other for one, other in zip(with_it, without, strict=True))
-        print(f"pytest --co, no tests, ms {what:<15} without {statistics.median(without):6.0f}, more with {more:6.1f}")
+                    took[name].append(1000 * (busy() - before))
+    for what, figure in (("least", min), ("median", statistics.median)):
+        without, with_it = (figure(each) for each in took.values())
+        print(f"pytest --co, no tests, ms, {what:<6} without {without:6.0f}, more with {with_it - without:6.1f}")
 
 
 def busy() -> float:
