@@ -16,7 +16,6 @@ from torch._subclasses.fake_tensor import FakeTensor
 from willfit._copying import MOST_BYTES, Copier
 from willfit._errors import JobError
 from willfit._placement_bitsandbytes import is_quantized_weight, parameter_class, place_state, place_weight
-from willfit._placement_recurrent import flatten_weights
 from willfit._trace.bitsandbytes import paged_tensor
 from willfit._trace.fake import META, FakeCudaTensor
 from willfit._trace.following import Follower
@@ -116,7 +115,6 @@ class Placement:
                 placed = self.remember(buffer, self.placed(buffer, "buffers", path))
                 if not buffer.is_floating_point():  # positions, masks, counters
                     self.recorder.known.give(placed, buffer)
-        flatten_weights(module, self, path)
 
     def _place_parameter(self, parameter: torch.Tensor, module: str = "") -> torch.Tensor:
         copier = self.copier

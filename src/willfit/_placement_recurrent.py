@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from willfit._trace.cuda.recurrent import MODES
-
-if TYPE_CHECKING:
-    from willfit._placement import Placement
+from willfit._trace.following import Follower
 
 
-def flatten_weights(module: nn.Module, placement: Placement, path: str) -> None:
-    """What ``nn.RNNBase.flatten_parameters`` does once the parameters are on the GPU; nothing for other modules."""
-    if not isinstance(module, nn.RNNBase) or not placement.recorder.is_gpu or not torch._C._get_cudnn_enabled():
+def flatten_when_run(network: nn.RNNBase, follower: Follower) -> None:
+    """Let a network that was placed do what ``nn.RNNBase.flatten_parameters`` did when it was moved.
+
+    It does so before it runs by cuDNN for the first time: whether it will is not known before. Without cuDNN nothing
+    depends on it but where the weights lie.
+    """
+    if follower.is_gpu:
+        hooks: list[Any] = []
+        hooks.append(network.register_forward_pre_hook(lambda module, _: _flatten(module, follower, hooks)))
+
+
+def _flatten(module: Any, follower: Follower, hooks: list[Any]) -> None:
+    if not torch._C._get_cudnn_enabled():
         return
-    own = [weight for weight in module._flat_weights if isinstance(weight, torch.Tensor)]
-    placed = [placement.copier.memo[id(weight)] for weight in own if id(weight) in placement.copier.memo]
-    is_plain = len(placed) == len(module._flat_weights_names) == len({id(weight) for weight in placed})
-    dtypes = {weight.dtype for weight in own}
-    if not is_plain or len(dtypes) > 1 or not dtypes <= torch.backends.cudnn.CUDNN_TENSOR_DTYPES:
+    hooks.pop().remove()
+    weights = module._flat_weights
+    is_plain = all(isinstance(weight, torch.Tensor) for weight in weights)
+    if not is_plain or not {weight.dtype for weight in weights} <= torch.backends.cudnn.CUDNN_TENSOR_DTYPES:
         return
-    if any(weight.device.type == "cuda" and not isinstance(weight, FakeTensor) for weight in own):
-        return  # laid out when the user moved it
+    if len(weights) != len(module._flat_weights_names) or len({id(weight) for weight in weights}) < len(weights):
+        return
     with torch.no_grad():
         torch._cudnn_rnn_flatten_weight(
-            placed,
+            weights,
             (4 if module.bias else 2) + (module.proj_size > 0),
             module.input_size,
             MODES[module.mode.lower()],
@@ -38,4 +44,4 @@ def flatten_weights(module: nn.Module, placement: Placement, path: str) -> None:
             module.batch_first,
             bool(module.bidirectional),
         )
-    placement.recorder.mark_role(placed, "parameters", path)
+    follower.mark_role(weights, "parameters", follower.name_of(module))

@@ -18,6 +18,7 @@ from willfit._errors import JobError, WillfitError
 from willfit._globals import exchanged_globals
 from willfit._placement import OnHost, Placement, optimizers_of, own_class, own_path, tensors_of
 from willfit._placement_bitsandbytes import copy_managers, elements, is_quantized_weight
+from willfit._placement_recurrent import flatten_when_run
 from willfit._trace.following import Follower
 from willfit._trace.made_before import enable_fp16, enable_scaler
 from willfit._trace.trace import JobSummary, Phase, Trace
@@ -168,6 +169,8 @@ class Run:
             enable_scaler(copied, self._follower)
         if isinstance(copied, getattr(sys.modules.get("accelerate.accelerator"), "Accelerator", ())):
             enable_fp16(copied, self._follower)
+        if isinstance(copied, nn.RNNBase) and not any(parameter.is_cuda for parameter in original.parameters()):
+            flatten_when_run(copied, self._follower)
         if isinstance(copied, nn.DataParallel):
             copied.device_ids = []
             self._follower.assume("DataParallel is predicted on one GPU, which gets the whole batch")
