@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
+from collections import Counter
 from collections.abc import Container
 from typing import Any
 
@@ -15,6 +16,7 @@ from willfit._globals import is_the_users
 from willfit._placement import check_tensor, optimizers_of
 from willfit._trace.following import Follower
 from willfit._trace.recorder import Recorder
+from willfit._units import format_size
 
 _DISPATCH = Recorder.__torch_dispatch__.__code__
 # Where PyTorch's messages turn from what is wrong to tables of its dispatcher and advice for its developers.
@@ -69,6 +71,7 @@ def check_model(model: Any) -> None:
             f"the model is not a torch.nn.Module: found {found}; pass the module itself, as in "
             "predict(model, optimizer, batch)"
         )
+    _check_in_one_place(model)
     for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, tensor in named:
             check_tensor(f"{kind} {name!r}", tensor)
@@ -83,6 +86,35 @@ def check_model(model: Any) -> None:
                 f"{what} is wrapped in DistributedDataParallel, whose buckets cannot be followed: pass its .module; "
                 "on each GPU the buckets take as much again as the gradients, unless gradient_as_bucket_view=True"
             )
+
+
+def _check_in_one_place(model: nn.Module) -> None:
+    """Refuse a model that Accelerate spreads over devices, or whose weights it brings to the GPU as they are used."""
+    held: Counter[str] = Counter()
+    for path, place in (getattr(model, "hf_device_map", None) or {}).items():
+        held[str(place)] += sum(tensor.nbytes for tensor in _module_at(model, path).parameters())
+    if len(held) > 1:
+        places = ", ".join(f"{place}: {format_size(size)}" for place, size in sorted(held.items()))
+        raise JobError(
+            f"the model is spread over several devices (hf_device_map has weights on {places}), which is not "
+            "predicted: load it with device_map={'': 0}"
+        )
+    for name, module in model.named_modules():
+        hook = getattr(module, "_hf_hook", None)
+        if any(getattr(each, "offload", False) for each in (hook, *getattr(hook, "hooks", ()))):
+            raise JobError(
+                f"the weights of module {name!r} are offloaded by Accelerate, which brings them to the GPU for each "
+                "forward pass and gives them no gradients: that is not predicted; take its hooks off with "
+                "accelerate.hooks.remove_hook_from_submodules(model)"
+            )
+
+
+def _module_at(model: nn.Module, path: str) -> nn.Module:
+    """The module of this path, which may be that of a parameter in it."""
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return model.get_submodule(path.rpartition(".")[0])
 
 
 def check_optimizer(optimizer: Any) -> None:

@@ -120,6 +120,14 @@ def test_a_step_of_ones_own_may_clip_and_use_the_accelerator() -> None:
     assert (accelerator.step, accelerator.sync_gradients) == before
 
 
+def test_offloaded_weights_are_not_predicted() -> None:
+    from accelerate import cpu_offload
+
+    model = cpu_offload(torch.nn.Sequential(torch.nn.Linear(8, 8)), execution_device=torch.device("cuda", 0))
+    with pytest.raises(willfit.JobError, match="weights of module '0' are offloaded by Accelerate"):
+        willfit.predict(model, None, torch.zeros(2, 8), loss=loss, on="T4")
+
+
 def test_a_model_spread_over_devices_is_not_predicted() -> None:
     accelerator, model, optimizer, loader = prepared()
     model.hf_device_map = {"0": 0, "2": "cpu"}

@@ -28,21 +28,10 @@ def prepared_job(accelerator: Any, model: Any, step: Step | None, loss: Loss | N
     Without ``step``, that is what Accelerate's guides write: the loss, ``accelerator.backward``, the optimizer's step
     and ``zero_grad``, within ``accelerator.accumulate(model)``. It steps once in ``gradient_accumulation_steps`` calls.
 
-    Raises `JobError` for a model that is spread over several devices.
+    Raises `JobError` for a model that is sharded over several GPUs.
     """
-    check_in_one_place(model)
     model, buckets = unwrapped(model)
     return model, functools.partial(_step, accelerator, step, loss, buckets)
-
-
-def check_in_one_place(model: Any) -> None:
-    """Raise `JobError` for a model that Accelerate spreads over devices, moving weights in and out as they are used."""
-    places = sorted(set(map(str, (getattr(model, "hf_device_map", None) or {}).values())))
-    if len(places) > 1:
-        raise JobError(
-            f"the model is spread over several devices (hf_device_map: {', '.join(places)}), which is not predicted: "
-            "load it with device_map={'': 0}"
-        )
 
 
 def _step(accelerator: Any, step: Any, loss: Any, buckets: Any, model: Any, optimizer: Any, batch: Any) -> Any:
