@@ -153,9 +153,7 @@ class _Search:
 
     def _try(self, sets: Iterable[Sequence[Change]]) -> None:
         new = [changes for changes in sets if _key(changes) not in self._known]
-        new.sort(
-            key=lambda changes: -len({name for change in changes for name in change.packages})
-        )  # these take longest
+        new.sort(key=lambda changes: -sum(len(change.packages) for change in changes))  # first what takes longest
         titles = [" + ".join(change.title for change in changes) for changes in new]
         for name in {name for changes in new for change in changes for name in change.packages}:
             with suppress(Exception):  # once for all processes; what is wrong with it is said of each change

@@ -112,7 +112,6 @@ def _run(request: Request, job: Any, limit: int | None, seconds: dict[str, float
     from willfit._trace.made_before import autocast_contexts_enabled
     from willfit._trace.masks import masks_as_under_tracing
     from willfit._trace.surroundings import Dice, nothing_left_behind
-    from willfit._trace.triton import triton_kernels_not_launched
 
     check_job(job.model, job.optimizer, job.step, job.loss, request.steps)
     device = request.device
@@ -128,7 +127,6 @@ def _run(request: Request, job: Any, limit: int | None, seconds: dict[str, float
         Answers(follower).given(),
         autocast_contexts_enabled(follower),
         masks_as_under_tracing(follower),
-        triton_kernels_not_launched(follower),
     ):
         dice = Dice()
         run = Run(follower, job.model, job.optimizer, job.batch, job.step or default_step(job.loss))
